@@ -22,6 +22,8 @@ from .core import PathgenError, read_json
 _british = [("tumou?r", "tumou?r"), ("ha?em(?=orr|at|osi)", "ha?em"), ("o?edema", "o?edema"),
             ("fiber", "fib(?:er|re)"), ("iz(?=ation|ed|ing|e)", "i[sz]"), ("gray", "gr[ae]y")]
 
+_apart = r"(?:with|without|but|loss|contrast\w*)\b"
+
 def term_regex(
     term:str, # Words; `*` any ending, `a/b` either, `..` up to four words between
 )->str: # Regular expression without anchors
@@ -32,7 +34,7 @@ def term_regex(
         return head + (w[:-1] + r"\w*" if w[-1] == "*" else w + "(?:e?s)?")
     out, sep = "", ""
     for w in term.lower().split():
-        if w == "..": sep = r"(?:[\s,/-]+[\w'-]+){0,4}?[\s,/-]+"
+        if w == "..": sep = rf"(?:[\s,:/-]+(?!{_apart})[\w'-]+){{0,4}}?[\s,:/-]+"
         else:
             out += sep + "(?:" + "|".join(word(o) for o in w.split("/")) + ")"
             sep = r"[\s/-]+"
@@ -72,7 +74,7 @@ concepts("architecture",
     normal_glands="""normal glands; regular, evenly spaced glands; preserved glandular structures
       | normal .. gland*/crypt*/acini/tubule*; benign .. gland*/acini; regular .. gland*/crypt*;
         evenly spaced gland*; preserved .. gland*; well formed benign gland*;
-        gland* .. architecture .. preserved/intact/normal
+        gland* .. architecture .. preserved/intact
       | loss of .. gland*/crypt*; lack* normal .. gland*""",
     infiltrating_glands="""infiltrating glands; irregular, infiltrative glands
       | infiltrat* .. gland*; invasive .. gland*; irregular .. gland*; malignant gland*;
@@ -95,11 +97,11 @@ concepts("architecture",
       architectur* .. disrupt*/distort*/disarray/disorder*; distort* .. architecture;
       disorder* .. architecture; loss of .. architecture; loss of polarity; disrupt*""",
     preserved_architecture="""preserved tissue architecture | preserved; normal .. architecture;
-      intact .. architecture; architecture .. preserved/intact/maintained/normal;
+      intact .. architecture; architecture .. preserved/intact/maintained;
       maintain* .. architecture; well organized; organized .. architecture""",
     hypercellularity="""increased cellularity | hypercellular*; high cellularity; densely packed;
       increased .. cellularity; dense cellularity; densely cellular; high cellular density;
-      dense .. cells; highly cellular; tightly packed cell*; crowd*""")
+      dense cell*; highly cellular; tightly packed cell*; crowd*""")
 
 # %% ../nbs/01_findings.ipynb #9e55ef8a
 concepts("stroma",
@@ -110,8 +112,7 @@ concepts("stroma",
       | desmoplas*; stromal reaction; reactive .. stroma; tumor stroma; scirrhous;
         cancer associated stroma""",
     smooth_muscle="""smooth muscle; bundles of smooth muscle
-      | smooth muscle; muscularis; leiomyo*; muscle fiber/bundle/cell/tissue; muscular tissue;
-        fibromuscular""",
+      | smooth muscle; muscularis; leiomyo*; fibromuscular; muscle bundle""",
     adipose="""adipose tissue; mature adipocytes
       | adipos*; adipocyt*; fat; fatty tissue; fat cell; fibroadipose; periprostatic fat; lipocyte""",
     fibrosis="fibrosis | fibros*; fibrotic; sclerosis; sclerotic; scar*; hyalin*",
@@ -162,7 +163,8 @@ concepts("nuclei",
         irregular .. nuclei; nuclear irregularit*; variably sized nuclei; bizarre nuclei""",
     prominent_nucleoli="""prominent nucleoli; conspicuous nucleoli
       | prominent/conspicuous/visible/large/macro/distinct/enlarged .. nucleoli/nucleolus;
-        nucleoli/nucleolus .. prominent/conspicuous/visible; macronucleol*; nucleoli; nucleolus""",
+        nucleoli/nucleolus .. prominent/conspicuous/visible; macronucleol*; nucleoli; nucleolus
+      | inconspicuous/indistinct/small .. nucleoli; nucleoli .. inconspicuous/indistinct""",
     mitoses="""mitotic figures; frequent mitoses; brisk mitotic activity
       | mitosis; mitoses; mitotic; mitotically active""",
     uniform_nuclei="""uniform nuclei; small, regular nuclei; bland, uniform nuclei
@@ -206,14 +208,14 @@ concepts("report",
         lymphatic .. vascular .. {_inv}; lymphovascular; angiolymphatic; vascular space {_inv}""",
     extension_beyond_organ=f"""extension beyond the organ; extraprostatic extension
       | extraprostatic .. {_inv}/tumor*; extracapsular .. {_inv}/tumor*; extraprostatic;
-        extracapsular; extraorgan; extrathyroidal .. {_inv}; periprostatic .. {_inv};
+        extracapsular; extraorgan; epe; extrathyroidal .. {_inv}; periprostatic .. {_inv};
         {_inv} .. periprostatic/pericolic/perirenal/perinephric; capsular {_inv}; ece;
         beyond the {_org}
       | confined to .. {_org}; organ confined; limited to .. {_org}; confined within .. {_org}""",
     seminal_vesicle_invasion=f"""seminal vesicle invasion
       | seminal vesicle .. {_inv}; seminal vesicle .. involved/positive; invades .. seminal vesicle;
-        {_inv} .. seminal vesicle
-      | seminal vesicle .. uninvolved/free/negative/unremarkable; benign .. seminal vesicle;
+        {_inv} .. seminal vesicle; svi; tumor .. seminal vesicle
+      | seminal vesicle .. uninvolved/free/negative/unremarkable/benign/clear; benign .. seminal vesicle;
         seminal vesicle .. no .. tumor*/carcinoma/invasion; uninvolved .. seminal vesicle""",
     margin_involved="""involved margins; tumour at the resection margin
       | margin .. involved/positive; positive .. margin; tumor* .. margin; carcinoma .. margin;
@@ -221,7 +223,7 @@ concepts("report",
       | margin .. uninvolved/negative/free/clear; negative .. margin; uninvolved .. margin;
         free .. margin; margin .. no .. tumor*/carcinoma""",
     nodal_metastasis="""lymph node metastasis; metastatic carcinoma in lymph nodes
-      | node .. metasta*; nodal .. metasta*; metasta* .. node; node .. positive; node positive
+      | node with metasta*; node .. metasta*; nodal .. metasta*; metasta* .. node; node .. positive; node positive
       | benign .. lymph node; node .. negative/benign/free; negative .. lymph node; reactive lymph node;
         node .. no .. tumor*/carcinoma/metasta*/malignan*""",
     metastasis="metastasis | metasta*",
