@@ -8,7 +8,7 @@ Docs: https://pathgen.github.io/pathgen/wsi.html.md"""
 __all__ = ['handles', 'SlideError', 'slide_error', 'Handles', 'shrink', 'TileLevel', 'tile_level', 'tile_levels', 'Slide',
            'slide_mpp', 'check_file', 'check_sizes', 'open_openslide', 'openslide_cache', 'open_slide', 'best_level',
            'over_white', 'openslide_region', 'tile_span', 'paste', 'region', 'Cut', 'cut', 'read', 'tile_scale',
-           'make_patch', 'tile_jobs', 'read_many', 'thumb_block', 'thumbnail', 'check']
+           'make_patch', 'tile_jobs', 'read_many', 'thumb_block', 'thumbnail', 'check', 'Bag', 'write_bag', 'read_bag']
 
 # %% ../nbs/03_wsi.ipynb #b174e294
 from pathlib import Path
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 import os, threading
 import numpy as np
-from .core import PathgenError
+from .core import PathgenError, need, one_line
 
 # %% ../nbs/03_wsi.ipynb #35840ecd
 class SlideError(PathgenError):
@@ -524,3 +524,48 @@ def check(
             region(slide, level, x, y, min(px, w), min(px, h))
 
 Slide.check = check
+
+# %% ../nbs/03_wsi.ipynb #099cdeb7
+@dataclass
+class Bag:
+    "The patches of one slide."
+    coords: np.ndarray # (N,2) level-0 px of the top-left corners, or None
+    features: np.ndarray # (N,D) as stored, or None
+    attrs: dict # Attributes: patch_size_level0, mpp, encoder, ...
+    def __len__(self): return len(self.features if self.coords is None else self.coords)
+
+def write_bag(
+    path, # HDF5 file, written in one go
+    coords, # (N,2) level-0 px
+    features=None, # (N,D), stored as float16
+    **attrs, # Numbers and short texts
+):
+    "Write a bag in the layout of CLAM and TRIDENT."
+    import h5py
+    attrs = {k:v for k,v in attrs.items() if v is not None}
+    with h5py.File(path, "w") as h:
+        c = h.create_dataset("coords", data=np.asarray(coords, dtype=np.int64).reshape(-1, 2))
+        if features is not None: h.create_dataset("features", data=np.asarray(features, dtype=np.float16))
+        for where in (h, c): where.attrs.update(attrs)
+
+# %% ../nbs/03_wsi.ipynb #9f47ccee
+def read_bag(
+    path, # HDF5 file
+    features:bool=True, # Read the features too, which must then be there
+)->Bag:
+    "Read a bag; a damaged one is an error that names it."
+    import h5py
+    try:
+        with h5py.File(need(path), "r") as h:
+            coords = h["coords"][:] if "coords" in h else None
+            attrs = (dict(h["coords"].attrs) if "coords" in h else {}) | dict(h.attrs)
+            name = next((k for k in ("features","feats") if k in h), None)
+            f = h[name][:] if features and name else None
+    except (OSError, RuntimeError, KeyError) as e:
+        raise SlideError(f"{path} cannot be read as a bag ({one_line(e)}): delete it and run its stage again") from e
+    if f is not None and f.ndim==3 and len(f)==1: f = f[0]
+    if features and (f is None or f.ndim!=2):
+        raise SlideError(f"{path} holds no table `features` or `feats` of patches and dimensions")
+    if coords is not None and f is not None and len(coords)!=len(f):
+        raise SlideError(f"{path} has {len(coords)} coords and {len(f)} features: delete it and run its stage again")
+    return Bag(coords, f, {k:v.item() if hasattr(v, "item") else v for k,v in attrs.items() if np.ndim(v)==0})
