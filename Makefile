@@ -1,0 +1,71 @@
+# pathgen: `make repro` runs the pipeline, `make test` passes the tests. `make help` lists the rest.
+PYTHON  ?= python3
+PROFILE ?=
+VENV    := .venv
+READY   := $(VENV)/.ready
+SHELL   := /bin/bash
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+.PHONY: help env repro test lab docs render bench clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@echo "usage: make TARGET [PROFILE=smoke|paper|gpu]"
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+
+env: $(READY) ## Make or refresh the environment in .venv
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pathgen needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing the environment into $(VENV)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@python -m pip install -q --disable-pip-version-check uv
+	@uv pip sync -q requirements.txt
+	@uv pip install -q --no-deps -e .
+	@touch $@
+
+repro: $(READY) ## Run the pipeline (dvc repro), with PROFILE=NAME from that profile
+ifneq ($(PROFILE),)
+	pathgen profile $(PROFILE)
+endif
+	dvc repro
+	@echo
+	@echo "Pairs: data/pairs, explained in data/pairs/README.md"
+	@echo "Executed notebooks: data/runs    Numbers: data/metrics (dvc metrics show)"
+
+test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to end
+	@echo "1/2 The examples in the notebooks (nbdev-test)"
+	@nbdev-test --n-workers 2 --timing
+	@echo "2/2 Repository, modules, and the smoke profile end to end (pytest)"
+	@python -m pytest tests/test_repo.py tests/test_params.py tests
+
+lab: $(READY) ## Open JupyterLab on the notebooks
+	jupyter lab --notebook-dir nbs
+
+docs: $(READY) ## Build the site from the notebooks into docs/_build/html
+	@cd docs && python -m sphinx -W --keep-going -q -b html . _build/html
+	@echo "Open docs/_build/html/index.html"
+
+render: $(READY) ## Write the outputs of the last run into nbs/ and README.md
+	python docs/render.py
+	python docs/readme.py
+
+bench: $(READY) ## Time the parts that cost most
+	python tests/bench.py
+
+clean: ## Remove what the pipeline and the site made, DVC's cache included
+	@test ! -e $(READY) || python -c "$$REMOVE_OUTS"
+	rm -rf .dvc/cache .dvc/tmp docs/_build docs/*.ipynb docs/images docs/jupyter_execute .pytest_cache
+
+define REMOVE_OUTS
+import shutil, yaml
+from pathlib import Path
+for stage in yaml.safe_load(open('dvc.yaml'))['stages'].values():
+    for out in stage.get('outs', []):
+        out = Path(out if isinstance(out, str) else next(iter(out)))
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+endef
+export REMOVE_OUTS

@@ -1,0 +1,59 @@
+"""Write outputs into the notebooks, for readers who see them on a forge: `python docs/render.py [NAME ...]`.
+
+Definitions and examples are executed as `nbdev-test` does; the `#| run` cells take the outputs of the last
+`dvc repro` from data/runs, where id and source agree. A notebook over 300 kB is left as it was and named."""
+import os, sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).parent))
+from notebooks import directives, done_cells
+
+root = Path(__file__).resolve().parent.parent
+limit_kb = 300
+
+def skipped(cell):
+    "A cell that a stage runs, not this script."
+    return cell.cell_type!='code' or bool({'run','notest'} & directives(cell)) or '#| eval: false' in cell.source
+
+def execute(path):
+    "Notebook at `path` with fresh outputs of the cells that tests run."
+    from execnb.shell import CaptureShell
+    from fastcore.nbio import read_nb
+    os.environ.update(IN_TEST='1', PYTHONPATH=str(root))
+    sys.path.insert(0, str(root)); os.chdir(root/'nbs')
+    nb, shell = read_nb(path), CaptureShell(mpl_format='png')
+    shell.run_all(nb, exc_stop=True, preproc=skipped)
+    if shell.exc: raise RuntimeError(f'{path.name}: {shell.exc[1]!r}')
+    return nb
+
+def take_run(nb, path):
+    "Outputs of the `#| run` cells from the executed copy; returns how many cells have none."
+    done, missing = done_cells(path, root/'data/runs'), 0
+    for c in nb.cells:
+        if 'run' not in directives(c): continue
+        d = done.get(c.id)
+        found = d is not None and d.source==c.source
+        c.outputs = [o for o in d.outputs if o.get('name')!='stderr'] if found else []
+        missing += not found
+    return missing
+
+def render(path):
+    "Write the outputs of one notebook; one line that says how it went."
+    from fastcore.nbio import nb2str, write_nb
+    from nbdev.clean import clean_nb
+    try: nb = execute(path)
+    except RuntimeError as e: return False, str(e)
+    missing = take_run(nb, path)
+    clean_nb(nb, allowed_cell_metadata_keys=['tags'])
+    kb = len(nb2str(nb).encode())/1000
+    if kb > limit_kb: return False, f'{path.name}: {kb:.0f} kB, over {limit_kb}: draw its figures smaller; left as it was'
+    write_nb(nb, path)
+    return True, f'{path.name}: {kb:.0f} kB' + (f', {missing} cells have no run yet' if missing else '')
+
+if __name__=='__main__':
+    paths = [p for p in sorted((root/'nbs').glob('*.ipynb')) if not sys.argv[1:] or p.stem in sys.argv[1:]]
+    with ProcessPoolExecutor(2, get_context('spawn'), max_tasks_per_child=1) as pool:
+        results = []
+        for ok, line in pool.map(render, paths): print(line, flush=True); results.append(ok)
+    sys.exit(0 if results and all(results) else 1)

@@ -1,0 +1,106 @@
+"params.yaml, profiles, parameters cells and dvc.yaml say the same."
+import ast, re
+from pathlib import Path
+import pytest, yaml
+from conftest import ROOT
+from pathgen import cli
+
+PROFILES = {'params.yaml': ROOT/'params.yaml', **{p.name: p for p in sorted((ROOT/'profiles').glob('*.yaml'))}}
+PARAMS = {n: yaml.safe_load(p.read_text()) for n,p in PROFILES.items()}
+DVC = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
+NOTEBOOKS = cli.stages(ROOT)
+
+def imports(path):
+    "The modules of the package that `path` imports anywhere, lazily or not."
+    found = set()
+    for n in ast.walk(ast.parse(path.read_text())):
+        if isinstance(n, ast.ImportFrom):
+            if n.level: names = [n.module] if n.module else [a.name for a in n.names]
+            elif n.module=='pathgen': names = [a.name for a in n.names]
+            elif n.module and n.module.startswith('pathgen.'): names = [n.module.split('.')[1]]
+            else: names = []
+        elif isinstance(n, ast.Import): names = [a.name.split('.')[1] for a in n.names if a.name.startswith('pathgen.')]
+        else: names = []
+        found |= {x.split('.')[0] for x in names}
+    return {x for x in found if (path.parent/f'{x}.py').exists()}
+
+def closure(module):
+    "`module` and every module of the package it imports, directly or not."
+    seen, todo = set(), [module]
+    while todo:
+        m = todo.pop()
+        if m not in seen: seen.add(m); todo += imports(ROOT/'pathgen'/f'{m}.py')
+    return seen
+
+def flat(entries): return [e if isinstance(e, str) else next(iter(e)) for e in entries]
+
+def module_of(stage):
+    return re.search(r'default_exp\s+(\w+)', NOTEBOOKS[stage].read_text())[1]
+
+def test_profiles_are_there(): assert {'smoke.yaml','paper.yaml','gpu.yaml'} <= set(PROFILES)
+
+def test_profiles_have_the_same_keys():
+    want = {s: set(d) for s,d in PARAMS['params.yaml'].items()}
+    for name, p in PARAMS.items(): assert {s: set(d) for s,d in p.items()} == want, name
+
+def test_profiles_say_the_same_of_each_parameter():
+    for name, p in PROFILES.items():
+        missing = [l for l in p.read_text().splitlines() if re.match(r'  \w+:', l) and '#' not in l]
+        assert not missing, f'{name}: no comment says what this is: {missing}'
+
+@pytest.mark.parametrize('name', PARAMS)
+def test_no_forbidden_names_or_numbers_as_text(name):
+    for s, d in PARAMS[name].items():
+        assert not {'size','nfiles'} & set(d), f'DVC ignores a parameter of this name: {s}'
+        for k, v in d.items():
+            assert not (isinstance(v, str) and re.fullmatch(r'[\d.]+e[+-]?\d+', v)), f'{s}.{k}: {v} is text to YAML'
+
+@pytest.mark.parametrize('name', PARAMS)
+@pytest.mark.parametrize('stage', DVC)
+def test_section_fits_the_parameters_cell(stage, name):
+    cli.check_params(stage, PARAMS[name], NOTEBOOKS[stage], name)
+
+def test_every_stage_has_its_places():
+    assert set(DVC) == set(PARAMS['params.yaml'])-{'base'}
+    for stage, d in DVC.items():
+        assert stage in NOTEBOOKS and d['cmd'] == f'pathgen run {stage}'
+
+@pytest.mark.parametrize('stage', DVC)
+def test_deps_list_every_module_used(stage):
+    want = {f'pathgen/{m}.py' for m in closure(module_of(stage))}
+    have = {d for d in DVC[stage]['deps'] if d.startswith('pathgen/')}
+    assert have == want, f'missing {sorted(want-have)}, not used {sorted(have-want)}'
+
+@pytest.mark.parametrize('stage', DVC)
+def test_params_of_stage(stage):
+    own = DVC[stage]['params']
+    assert stage in own
+    declared = cli.parameters(NOTEBOOKS[stage])
+    for p in own:
+        section, _, key = p.partition('.')
+        assert section==stage or (section=='base' and key in declared), f'{stage} depends on {p} and does not read it'
+    for key in {'seed','data'} & set(declared):
+        assert key!='seed' or 'base.seed' in own, f'{stage} reads base.seed and does not depend on it'
+
+@pytest.mark.parametrize('stage', DVC)
+def test_outs_hold_run_and_metrics(stage):
+    nb = NOTEBOOKS[stage]
+    assert f"data/runs/{nb.name.partition('_')[0]}_{stage}.ipynb" in flat(DVC[stage]['outs'])
+    for m in DVC[stage].get('metrics', []):
+        assert isinstance(m, dict) and list(m.values())==[{'cache': False}], f'{m} belongs into git: cache: false'
+
+def test_every_input_has_one_maker_that_comes_before():
+    made = set()
+    for stage, d in DVC.items():
+        for dep in d['deps']:
+            if dep.startswith('data/') and not (ROOT/dep).is_file():
+                assert any(dep==m or dep.startswith(m+'/') or m.startswith(dep+'/') for m in made), f'{stage}: nothing makes {dep}'
+        outs = flat(d.get('outs', []) + d.get('metrics', []))
+        assert not made & set(outs)
+        made |= set(outs)
+
+def test_no_circles():
+    for stage in DVC:
+        m = module_of(stage)
+        others = {module_of(s) for s in DVC} - {m}
+        assert not others & closure(m), f'{m} imports another stage: {others & closure(m)}'
