@@ -225,6 +225,7 @@ def _do(f, item, out, key, ext, stamp): # Make one item; None, or what went wron
         files = sorted(p.relative_to(room) for p in room.rglob("*") if p.is_file())
         if Path(f"{key}{ext}") not in files: raise RuntimeError(f"{f} wrote no {key}{ext}")
         hashes = {str(n):file_digest(room/n) for n in files}
+        if (out/".done"/f"{key}.json").exists(): _forget(out, key)
         for n in files:
             (out/n).parent.mkdir(parents=True, exist_ok=True)
             flush(room/n)
