@@ -53,8 +53,9 @@ render: $(READY) ## Write the outputs of the last run into nbs/ and README.md
 	python docs/render.py
 	python docs/readme.py
 
-bench: $(READY) ## Time the parts that cost most
-	python tests/bench.py
+bench: $(READY) ## Time reading, encoding and selecting beside other tools
+	uv pip install -q --constraints requirements.txt -e '.[bench]'
+	pathgen run speed
 
 clean: ## Remove what the pipeline and the site made, DVC's cache included
 	@test ! -e $(READY) || python -c "$$REMOVE_OUTS"

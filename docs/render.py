@@ -12,19 +12,16 @@ from notebooks import directives, done_cells
 root = Path(__file__).resolve().parent.parent
 limit_kb = 300
 
-def skipped(cell):
-    "A cell that a stage runs, not this script."
-    return cell.cell_type!='code' or bool({'run','notest'} & directives(cell)) or '#| eval: false' in cell.source
-
 def execute(path):
-    "Notebook at `path` with fresh outputs of the cells that tests run."
+    "Notebook at `path` with fresh outputs of the cells that `nbdev-test` runs."
     from execnb.shell import CaptureShell
     from fastcore.nbio import read_nb
+    from nbdev.test import nb_test_cells
     os.environ.update(IN_TEST='1', PYTHONPATH=str(root))
     sys.path.insert(0, str(root)); os.chdir(root/'nbs')
-    nb, shell = read_nb(path), CaptureShell(mpl_format='png')
-    shell.run_all(nb, exc_stop=True, preproc=skipped)
-    if shell.exc: raise RuntimeError(f'{path.name}: {shell.exc[1]!r}')
+    run = {c.id for c in nb_test_cells(path, ['notest','run'])}
+    nb, shell = read_nb(path), CaptureShell(path, mpl_format='png')
+    shell.run_all(nb, exc_stop=True, preproc=lambda c: c.id not in run)
     return nb
 
 def take_run(nb, path):
@@ -43,7 +40,7 @@ def render(path):
     from fastcore.nbio import nb2str, write_nb
     from nbdev.clean import clean_nb
     try: nb = execute(path)
-    except RuntimeError as e: return False, str(e)
+    except Exception as e: return False, f'{path.name}: {type(e).__name__}: {e}; left as it was'
     missing = take_run(nb, path)
     clean_nb(nb, allowed_cell_metadata_keys=['tags'])
     kb = len(nb2str(nb).encode())/1000

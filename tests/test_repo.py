@@ -35,6 +35,9 @@ def test_notebook_is_small_and_whole(nb):
     for c in cells(nb):
         if c['cell_type']!='code': continue
         assert not [o for o in c['outputs'] if o['output_type']=='error'], source(c)[:80]
+        bare = [o for o in c['outputs'] if ''.join(o.get('data', {}).get('text/plain', '')).startswith('<Figure')
+                and not any(k.startswith('image/') for k in o['data'])]
+        assert not bare, f'a figure without its picture: {source(c)[:80]}'
         assert 'nbdev_export(' not in source(c), 'papermill would rewrite the modules in the middle of a run'
 
 @pytest.mark.parametrize('nb', NBS, ids=lambda p: p.stem)

@@ -1,0 +1,116 @@
+"The smoke profile end to end in a copy of the tree, and what small changes set off afterwards."
+import hashlib, json, re, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import pandas as pd, pytest, yaml
+from conftest import ROOT, copy_tree, sh
+
+pytestmark = pytest.mark.slow
+STAGES = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
+
+def ran(log): return re.findall(r"^Running stage '(\w+)'", log, re.M)
+
+def edit_params(tree, **sections):
+    "Write values into params.yaml of `tree`."
+    p = tree/'params.yaml'
+    params = yaml.safe_load(p.read_text())
+    for s, d in sections.items():
+        assert set(d) <= set(params[s])
+        params[s].update(d)
+    p.write_text(yaml.safe_dump(params, sort_keys=False))
+
+def files(folder):
+    "Digest and time of change of each visible file."
+    visible = lambda p: not any(x.startswith('.') for x in p.relative_to(folder).parts)
+    return {str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
+            for p in sorted(folder.rglob('*')) if p.is_file() and visible(p)}
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A tree in which the smoke profile has run, its log and its seconds."
+    tree = copy_tree(tmp_path_factory.mktemp('smoke')/'tree')
+    sh('pathgen', 'profile', 'smoke', cwd=tree)
+    start = time.time()
+    log = sh('dvc', 'repro', cwd=tree)
+    return SimpleNamespace(tree=tree, data=tree/'data', log=log, seconds=time.time()-start)
+
+def test_every_stage_runs_in_time(run):
+    assert ran(run.log)==list(STAGES)
+    assert run.seconds < 300, f'the smoke profile took {run.seconds:.0f} s'
+
+METRICS = {'tile': 'tissue_iou', 'reports': 'findings_kept measurements_left',
+    'select': 'lesion_precision_report lesion_precision_random class_coverage', 'describe': 'precision recall',
+    'revise': 'precision_before precision_after recall_before recall_after',
+    'summarize': 'within_77 findings_kept findings_per_caption words_mean', 'pairs': 'pairs slides sources'}
+
+@pytest.mark.parametrize('stage', METRICS)
+def test_metrics_hold_the_numbers_asked_for(run, stage):
+    found = json.loads((run.data/f'metrics/{stage}.json').read_text())
+    assert set(METRICS[stage].split()) <= set(found)
+    assert all(isinstance(v, (int,float)) for v in found.values())
+
+TABLES = {'slides': 'slide_id path patient_id source project width height mpp mpp_from objective_power vendor quickhash report_id status error',
+    'reports': 'report_id patient_id part text n_words provider model prompt_hash', 'attributes': 'source attribute provider',
+    'patches': 'patch_id slide_id x y px mpp origins prompt score cluster kept similar_to similarity',
+    'text/descriptions': 'patch_id slide_id text provider model prompt_hash decoding',
+    'text/revisions': 'patch_id slide_id text edits provider model prompt_hash decoding',
+    'text/captions': 'patch_id slide_id text n_tokens provider model prompt_hash decoding'}
+
+@pytest.mark.parametrize('name', TABLES)
+def test_tables_have_their_columns(run, name):
+    df = pd.read_parquet(run.data/f'{name}.parquet')
+    assert len(df) and set(TABLES[name].split()) <= set(df.columns)
+    if 'patch_id' in df: assert df.patch_id.is_unique
+
+def test_pairs_are_whole_and_split_by_patient(run):
+    index = pd.read_parquet(run.data/'pairs/index.parquet')
+    patches = pd.read_parquet(run.data/'patches.parquet')
+    captions = pd.read_parquet(run.data/'text/captions.parquet')
+    assert set(index.patch_id)==set(captions.patch_id)==set(patches.patch_id[patches.kept])
+    assert index.groupby(index.slide_id.str[:12]).split.nunique().max()==1
+    assert (captions.n_tokens<=77).all()
+
+def test_second_run_does_nothing(run):
+    start = time.time()
+    assert ran(sh('dvc', 'repro', cwd=run.tree))==[]
+    assert time.time()-start < 30
+
+def test_prose_runs_nothing(run):
+    for p in run.tree.glob('nbs/*.ipynb'):
+        nb = json.loads(p.read_text())
+        nb['cells'].append(dict(cell_type='markdown', id='prose', metadata={}, source='A sentence more.'))
+        p.write_text(json.dumps(nb))
+    assert ran(sh('dvc', 'repro', cwd=run.tree))==[]
+    sh('git', 'checkout', '-q', 'nbs', cwd=run.tree)
+
+def test_relaunched_stage_keeps_what_is_done(run):
+    "`tile` again after one slide's patches were lost: that slide alone is redone, with the same bytes."
+    tiles, before = run.data/'tiles', files(run.data/'tiles')
+    lost = sorted(tiles.glob('*.h5'))[0]
+    lost.unlink()
+    executed = (run.data/'runs/20_tile.ipynb').read_bytes()
+    sh('pathgen', 'run', 'tile', cwd=run.tree)
+    after = files(tiles)
+    assert {n: d for n,(d,_) in after.items()}=={n: d for n,(d,_) in before.items()}
+    assert [n for n in after if n.endswith('.h5') and after[n]!=before[n]]==[lost.name]
+    assert (run.data/'runs/20_tile.ipynb').read_bytes()==executed
+
+def test_same_run_writes_the_same_bytes(run):
+    before = {n: d for n,(d,_) in files(run.data/'pairs').items()}
+    executed = (run.data/'runs/33_pairs.ipynb').read_bytes()
+    sh('pathgen', 'run', 'pairs', cwd=run.tree)
+    assert {n: d for n,(d,_) in files(run.data/'pairs').items()}==before
+    assert (run.data/'runs/33_pairs.ipynb').read_bytes()==executed
+
+def test_site_builds_with_the_outputs_of_the_run(run):
+    sh(sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '.', '_build/html', cwd=run.tree/'docs')
+    html = run.tree/'docs/_build/html'
+    assert (html/'index.html').exists() and 'tile' in (html/'searchindex.js').read_text()
+    assert list((html/'_images').glob('*.png'))
+    outside = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+')
+    assert not [m for p in html.glob('*.html') for m in outside.findall(p.read_text())], 'the site must work offline'
+
+def test_changed_parameter_runs_what_depends_on_it(run):
+    edit_params(run.tree, summarize=dict(max_tokens=40))
+    assert ran(sh('dvc', 'repro', cwd=run.tree))==['summarize','pairs']
+    assert pd.read_parquet(run.data/'text/captions.parquet').n_tokens.max() <= 40
