@@ -6,17 +6,17 @@ Docs: https://pathgen.github.io/pathgen/clip.html.md"""
 
 # %% auto #0
 __all__ = ['CONTEXT', 'TINY', 'MEAN', 'STD', 'CARD', 'count_tokens', 'register', 'square', 'precision', 'normalize', 'Clip',
-           'build_clip', 'probe', 'save_clip', 'load_clip']
+           'Files', 'load_images', 'build_clip', 'augment', 'Batches', 'fit', 'probe', 'save_clip', 'load_clip']
 
-# %% ../nbs/04_clip.ipynb #3509820c
+# %% ../nbs/04_clip.ipynb #03e734e1
 from pathlib import Path
 from functools import lru_cache
-import copy, json, tempfile
+import copy, json, logging, tempfile
 import numpy as np
-from .core import (PathgenError, atomic, digest, file_digest, one_line, pick_device, read_json,
-    write_json, write_text)
+from .core import (PathgenError, atomic, digest, file_digest, one_line, pick_device, progress,
+    read_json, rng, write_json, write_text)
 
-# %% ../nbs/04_clip.ipynb #3c6c44c8
+# %% ../nbs/04_clip.ipynb #b31b0486
 CONTEXT = 77 # Tokens that CLIP reads, start and end included
 
 @lru_cache(1)
@@ -30,7 +30,7 @@ def count_tokens(
     "Count the tokens that CLIP's tokenizer makes of `text`."
     return len(_bpe().encode(text)) + 2
 
-# %% ../nbs/04_clip.ipynb #6d3ca672
+# %% ../nbs/04_clip.ipynb #c806e202
 TINY = dict(embed_dim=256,
     vision_cfg=dict(image_size=112, layers=4, width=192, head_width=64, patch_size=16),
     text_cfg=dict(context_length=CONTEXT, vocab_size=49408, width=128, heads=2, layers=2))
@@ -43,7 +43,7 @@ def register():
         (Path(d)/"tiny.json").write_text(json.dumps(TINY))
         open_clip.add_model_config(Path(d)/"tiny.json")
 
-# %% ../nbs/04_clip.ipynb #62812700
+# %% ../nbs/04_clip.ipynb #d2b67b2a
 def square(
     image, # uint8 array (H,W,3) or PIL image
     px:int, # Side of the result, px
@@ -57,7 +57,7 @@ def square(
     if s == px: return np.asarray(image)
     return np.asarray(image.resize((px,px), Image.BOX if s > px else Image.BICUBIC))
 
-# %% ../nbs/04_clip.ipynb #5bfa8f9b
+# %% ../nbs/04_clip.ipynb #defc7ea1
 def precision(
     device:str, # cpu, cuda, ...
 )->str: # open_clip's name: amp, amp_bf16 or fp32
@@ -67,7 +67,7 @@ def precision(
     has = lambda f: getattr(torch.cpu, f, bool)()
     return "amp_bf16" if has("_is_amx_tile_supported") or has("_is_avx512_bf16_supported") else "fp32"
 
-# %% ../nbs/04_clip.ipynb #d67423e0
+# %% ../nbs/04_clip.ipynb #919349cd
 MEAN = (0.48145466, 0.4578275, 0.40821073) # Of the RGB values in OpenAI's training images
 STD = (0.26862954, 0.26130258, 0.27577711) # Their standard deviation
 
@@ -81,7 +81,7 @@ def normalize(
     m,s = (torch.tensor(v, device=images.device)*255 for v in (mean,std))
     return ((images.float()-m)/s).permute(0,3,1,2).contiguous()
 
-# %% ../nbs/04_clip.ipynb #705d6965
+# %% ../nbs/04_clip.ipynb #e49e7720
 class Clip:
     "An open_clip model, ready to encode patches and sentences."
     def __init__(self, model, tokenizer, config, name, hash, device="cpu", batch=128):
@@ -122,7 +122,29 @@ class Clip:
         "Encode sentences."
         return self._run(list(texts), lambda b: self.model.encode_text(self.tokenizer(b).to(self.device)))
 
-# %% ../nbs/04_clip.ipynb #03f72057
+# %% ../nbs/04_clip.ipynb #b6ac6145
+class Files:
+    "Images in files, read and made square on demand."
+    def __init__(self, paths, px, threads=4): self.paths,self.px,self.threads = list(paths),px,threads
+    def __len__(self): return len(self.paths)
+    def _read(self, path):
+        from PIL import Image
+        return square(Image.open(path), self.px)
+    def __getitem__(self, i):
+        from concurrent.futures import ThreadPoolExecutor
+        if not isinstance(i, slice): return self._read(self.paths[i])
+        with ThreadPoolExecutor(self.threads) as ex: return list(ex.map(self._read, self.paths[i]))
+
+def load_images(
+    paths, # Image files
+    px:int, # Side, px
+)->np.ndarray: # uint8 (N,px,px,3)
+    "Read images into one array."
+    out = np.empty((len(paths),px,px,3), np.uint8)
+    for i in range(0, len(out), 512): out[i:i+512] = Files(paths, px)[i:i+512]
+    return out
+
+# %% ../nbs/04_clip.ipynb #10996e69
 def build_clip(
     arch:str="tiny", # Name of an architecture in open_clip, or tiny
     seed:int=0, # Of the random weights
@@ -135,11 +157,143 @@ def build_clip(
         raise PathgenError(f"architecture '{arch}' is unknown to open_clip: tiny, ViT-B-16, ViT-L-14-336, ... (open_clip.list_models())")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = open_clip.create_model(arch, load_weights=False, pretrained_text=False)
+        logging.disable(logging.WARNING)
+        try: model = open_clip.create_model(arch, load_weights=False, pretrained_text=False)
+        finally: logging.disable(logging.NOTSET)
     device = pick_device(device)
     return Clip(model.to(device), open_clip.get_tokenizer(arch), cfg, arch, digest(cfg, seed), device)
 
-# %% ../nbs/04_clip.ipynb #936356a4
+# %% ../nbs/04_clip.ipynb #d635761d
+def augment(
+    images, # uint8 tensor (N,H,W,3), square
+    rng, # NumPy generator
+    shift:float=.1, # Largest shift, share of the side
+    stain:float=.25, # Largest change of the optical density, share
+): # -> uint8-like float tensor (N,H,W,3), 0 to 255
+    "Mirror, turn, shift and restain a batch of patches at random."
+    import torch
+    n,s,d = len(images), images.shape[1], images.device
+    def where():
+        at = (np.arange(s)-(s-1)/2)*rng.choice([-1,1], (n,1)) + (s-1)/2
+        at = np.abs(at + rng.integers(-int(shift*s), int(shift*s)+1, (n,1)))
+        return torch.from_numpy(np.minimum(at, 2*(s-1)-at).astype(np.int64)).to(d)
+    i,y,x = torch.arange(n, device=d)[:,None,None], where()[:,:,None], where()[:,None,:]
+    turn = torch.from_numpy(rng.random(n) < .5).to(d)[:,None,None]
+    y,x = torch.where(turn, y, x), torch.where(turn, x, y)
+    g = (1+rng.uniform(-stain, stain, (n,1,1,1)))*(1+rng.uniform(-stain/2, stain/2, (n,1,1,3)))
+    light = (images[i,y,x].float()+1)/256
+    return light.pow(torch.from_numpy(g.astype(np.float32)).to(d))*256-1
+
+# %% ../nbs/04_clip.ipynb #f2d0843b
+class Batches:
+    "Batches of pairs in the form that open_clip's trainer takes, in an order set by seed and epoch."
+    def __init__(self,
+        clip, # The model they are for
+        images, # uint8 array (N,px,px,3), or a sequence of such images read on demand
+        texts, # N captions
+        batch:int=128, # Pairs a step
+        seed:int=0, # Seed of order and augmentation
+        workers:int=0, # Processes that read images, for sequences
+        desc:str="", # For the progress bar
+    ):
+        import torch
+        self.clip,self.images,self.batch,self.seed,self.workers,self.desc = clip,images,min(batch,len(texts)),seed,workers,desc
+        self.tokens = torch.cat([clip.tokenizer(list(texts[i:i+4096])).int() for i in range(0, len(texts), 4096)])
+        self.num_batches = len(texts)//self.batch
+        self.num_samples,self.dataloader,self.epoch = self.num_batches*self.batch, self, 0
+
+    def set_epoch(self, epoch): self.epoch = epoch
+
+    def _images(self, order):
+        import torch
+        if isinstance(self.images, np.ndarray): return (torch.from_numpy(self.images[o]) for o in order)
+        return torch.utils.data.DataLoader(self.images, batch_sampler=order.tolist(), num_workers=self.workers, pin_memory=self.clip.device != "cpu")
+
+    def __iter__(self):
+        g = rng(self.seed, "order", self.epoch)
+        order = g.permutation(len(self.tokens))[:self.num_samples].reshape(-1, self.batch)
+        steps = zip(order, self._images(order))
+        for o,x in progress(steps, f"{self.desc} epoch {self.epoch+1}", self.num_batches):
+            x = augment(x.to(self.clip.device, non_blocking=True), g)
+            yield normalize(x), self.tokens[o].long()
+
+# %% ../nbs/04_clip.ipynb #3739cdb6
+def _loss(clip, losses):
+    from open_clip import ClipLoss
+    class Watched(ClipLoss):
+        def forward(self, *args, **kw):
+            out = super().forward(*args, **kw)
+            losses.append(out["contrastive_loss"].detach())
+            if len(losses) > 1 and not losses[-2].isfinite(): raise PathgenError(
+                f"{clip.name}: the loss is no longer a number at step {len(losses)-1}: lower the learning rate (lr)")
+            return out
+    return Watched()
+
+def _optimizer(model, lr, wd):
+    import torch
+    ps = [(n,p) for n,p in model.named_parameters() if p.requires_grad]
+    plain = [p for n,p in ps if p.ndim < 2 or any(w in n for w in ("bn","ln","bias","logit_scale"))]
+    rest = [p for n,p in ps if not any(p is o for o in plain)]
+    return torch.optim.AdamW([dict(params=plain, weight_decay=0.), dict(params=rest, weight_decay=wd)],
+        lr=lr, betas=(.9,.98), eps=1e-6, fused=True)
+
+# %% ../nbs/04_clip.ipynb #5d645137
+def _args(clip, batches, prec):
+    from types import SimpleNamespace
+    return SimpleNamespace(device=clip.device, precision=prec, distill=False, accum_freq=1, skip_scheduler=False,
+        horovod=False, grad_clip_norm=1., batch_size=batches.batch, world_size=1, rank=0, local_rank=0, wandb=False,
+        log_every_n_steps=10**9, save_logs=False, distributed=False)
+
+def fit(
+    clip:Clip, # Model to train, changed in place
+    images, # uint8 array (N,px,px,3), or a sequence of such images
+    texts, # N captions
+    epochs:int=1, # Times every pair is shown
+    batch:int=128, # Pairs a step
+    lr:float=1e-3, # Largest learning rate
+    wd:float=.1, # Weight decay
+    warmup:int=20, # Steps until the largest learning rate
+    seed:int=0, # Of order and augmentation
+    workers:int=0, # Processes that read images
+    checkpoint=None, # File that lets a killed training go on
+    desc:str="clip", # For the progress bar
+)->np.ndarray: # Loss of every step
+    "Train `clip` on pairs with open_clip's own trainer."
+    import torch
+    from open_clip_train.train import train_one_epoch
+    from open_clip_train.scheduler import cosine_lr
+    bs = Batches(clip, images, texts, batch, seed, workers, desc)
+    losses,model,opt = [],clip.model,_optimizer(clip.model, lr, wd)
+    gpu = clip.device.startswith("cuda")
+    prec = "amp_bf16" if gpu and torch.cuda.is_bf16_supported() else precision(clip.device)
+    scaler = torch.amp.GradScaler() if prec == "amp" else None
+    steps = bs.num_batches*epochs
+    sched = cosine_lr(opt, lr, min(warmup, steps//4), steps)
+    state = dict(model=model, opt=opt)
+    start = _resume(checkpoint, state, losses)
+    model.output_dict = True
+    for e in range(start, epochs):
+        train_one_epoch(model, dict(train=bs), _loss(clip, losses), e, opt, scaler, sched, None, _args(clip, bs, prec))
+        if checkpoint: _keep(checkpoint, state, losses, e+1)
+    model.eval()
+    return np.array([float(l) for l in losses])
+
+# %% ../nbs/04_clip.ipynb #c588c31b
+def _keep(path, state, losses, epoch):
+    import torch
+    with atomic(path) as p: torch.save(dict({k:v.state_dict() for k,v in state.items()},
+        losses=[float(l) for l in losses], epoch=epoch), p)
+
+def _resume(path, state, losses):
+    import torch
+    if not path or not Path(path).is_file(): return 0
+    try: old = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e: raise PathgenError(f"{path}: unreadable checkpoint; delete it to start again ({one_line(e)[:100]})") from e
+    for k,v in state.items(): v.load_state_dict(old[k])
+    losses.extend(torch.tensor(l) for l in old["losses"])
+    return old["epoch"]
+
+# %% ../nbs/04_clip.ipynb #cd9c7093
 def probe(
     clip:Clip, # Any model
     n:int=8, # Numbers kept of each vector
@@ -151,7 +305,7 @@ def probe(
     v = np.r_[clip.encode_images([im])[0,:n], clip.encode_texts(["adenocarcinoma with fused glands"])[0,:n]]
     return [round(float(o), 4) for o in v]
 
-# %% ../nbs/04_clip.ipynb #131377b6
+# %% ../nbs/04_clip.ipynb #5278d3ab
 CARD = """---
 library_name: open_clip
 tags: [clip, pathology, histology]
@@ -187,7 +341,7 @@ def save_clip(
     write_text(CARD.format(name=path.name, text=text), path/"README.md")
     return path
 
-# %% ../nbs/04_clip.ipynb #49cea52a
+# %% ../nbs/04_clip.ipynb #cbdeb83e
 def _check_tag(arch, tag):
     import open_clip
     tags = open_clip.list_pretrained_tags_by_model(arch)
@@ -209,7 +363,7 @@ def _create(arch, name, weights=None):
             raise PathgenError(f"{name}: the weights do not fit the architecture; name the one they were trained with ({why[:160]})") from e
         raise PathgenError(f"{name}: cannot be loaded, get the file again or check the name ({why[:160]})") from e
 
-# %% ../nbs/04_clip.ipynb #bc5e450f
+# %% ../nbs/04_clip.ipynb #b6edf9fb
 def load_clip(
     path_or_name:str, # Folder, hf-hub:NAME, ARCHITECTURE:weights, or ARCHITECTURE
     device:str="auto", # auto, cpu, cuda
@@ -229,7 +383,7 @@ def load_clip(
     elif not Path(weights).is_file(): _check_tag(arch, weights)
     return _finish(_create(arch, name, weights), arch, name, device)
 
-# %% ../nbs/04_clip.ipynb #2d1eba1a
+# %% ../nbs/04_clip.ipynb #2d0d6322
 def _finish(model, arch, name, device, hash=None):
     import open_clip, hashlib
     if not hash:
