@@ -87,7 +87,7 @@ concepts("architecture",
       | solid growth; solid sheet*/nest*/area*/pattern*/architecture/component*/tumor*;
         sheets of .. cell*; cell* .. in .. sheets; solidly arranged; growing in solid; sheet like growth""",
     in_situ="""carcinoma in situ; in situ neoplasia; an intact basement membrane around neoplastic cells
-      | in situ; intraductal carcinoma; dcis; lcis; intraepithelial neoplasia/carcinoma; hgpin;
+      | in situ; intraductal carcinoma; dcis; lcis; intraepithelial/epithelial neoplas*/carcinoma; hgpin;
         high grade pin; pin; cin; preinvasive; non invasive .. carcinoma""",
     papillary="papillary structures | papilla*; micropapilla*; fibrovascular core*",
     nests="nests of tumour cells | nest of; nests; nested; nesting; trabecul*; cords",
@@ -205,7 +205,7 @@ concepts("report",
     vascular_invasion=f"""lymphovascular invasion; vascular invasion
       | lymphovascular/angiolymphatic/vascular/lymphatic/venous/angio .. {_inv}; lvi; blvi;
         tumor emboli; lymph vascular .. {_inv}; capillary lymphatic .. {_inv};
-        lymphatic .. vascular .. {_inv}; lymphovascular; angiolymphatic; vascular space {_inv}""",
+        lymphatic .. vascular .. {_inv}; lymphovascular; angiolymphatic; vascular space {_inv}; vessel .. {_inv}""",
     extension_beyond_organ=f"""extension beyond the organ; extraprostatic extension
       | extraprostatic .. {_inv}/tumor*; extracapsular .. {_inv}/tumor*; extraprostatic;
         extracapsular; extraorgan; epe; extrathyroidal .. {_inv}; periprostatic .. {_inv};
@@ -216,19 +216,20 @@ concepts("report",
       | seminal vesicle .. {_inv}; seminal vesicle .. involved/positive; invades .. seminal vesicle;
         {_inv} .. seminal vesicle; svi; tumor .. seminal vesicle
       | seminal vesicle .. uninvolved/free/negative/unremarkable/benign/clear; benign .. seminal vesicle;
-        seminal vesicle .. no .. tumor*/carcinoma/invasion; uninvolved .. seminal vesicle""",
+        seminal vesicle .. no .. tumor*/carcinoma/invasion; tumor free .. seminal vesicle; uninvolved .. seminal vesicle""",
     margin_involved="""involved margins; tumour at the resection margin
       | margin .. involved/positive; positive .. margin; tumor* .. margin; carcinoma .. margin;
         involves .. margin; at inked margin
       | margin .. uninvolved/negative/free/clear; negative .. margin; uninvolved .. margin;
-        free .. margin; margin .. no .. tumor*/carcinoma""",
+        free .. margin; margin .. no .. tumor*/carcinoma; no .. tumor*/carcinoma .. margin""",
     nodal_metastasis="""lymph node metastasis; metastatic carcinoma in lymph nodes
       | node with metasta*; node .. metasta*; nodal .. metasta*; metasta* .. node; node .. positive; node positive
       | benign .. lymph node; node .. negative/benign/free; negative .. lymph node; reactive lymph node;
-        node .. no .. tumor*/carcinoma/metasta*/malignan*""",
+        node .. no .. tumor*/carcinoma/metasta*/malignan*; free .. lymph node;
+        no .. tumor*/carcinoma/metasta*/malignan*/neoplas* .. node""",
     metastasis="metastasis | metasta*",
     multifocal="multifocal tumour | multifocal*; multicentric*",
-    gleason="Gleason grade | gleason*",
+    gleason="Gleason grade | gleason*; primary/secondary/tertiary .. pattern",
     grade="""high grade; poorly differentiated
       | grade; high grade; low grade; intermediate grade; poorly/moderately/well/un differentiated;
         undifferentiated; nuclear grade; who grade; isup""")
@@ -240,10 +241,10 @@ _seen = (r"(?:identified|identifed|seen|present|observed|noted|evident|found|det
 PRE = re.compile(r"\b(?:no(?!\.\s*\d|\s+longer|\s+change)|without|free (?:of|from)|"
     r"negative for|devoid of|neither|nor|rather than|instead of|"
     rf"not(?! only|\s+(?:\w+ly )?{_seen}\b|\s+(?:be )?(?:excluded|ruled out))|"
-    r"(?:absence|lack) of|absent|lack(?:s|ing)?(?! of))\b", re.I)
+    r"(?:absence|lack) of|uninvolved by|absent|lack(?:s|ing)?(?! of))\b", re.I)
 POST = re.compile(rf"\bnot\s+(?:be )?(?:\w+ly )?{_seen}\b|\b(?:is|are|was|were|:)\s*absent\b|"
-    r"\babsent(?=\s*(?:[.,;]|$))|\bnegative(?! for)\b|:\s*(?:no|nil|none|0)(?=\s*(?:[.,;]|$))|"
-    r"\bnone (?:seen|identified)\b|\b(?:is|are) lacking\b", re.I)
+    r"\babsent(?=\s*(?:[.,;]|$))|\bnegative(?! for)\b|:\s*(?:no|nil|none|0|zero)(?=\s*(?:[.,;(]|$))|"
+    r"\bnone (?:seen|identified)\b|\bundetected\b|\b(?:is|are) lacking\b", re.I)
 STOP = re.compile(r"[.;!?](?=\s|$)|\n\s*\n|\n\s*[-•*]", re.I)
 BREAK = re.compile(r"\b(?:but|however|although|though|while|whereas|except|yet|despite|"
     r"suggest\w*|indicat\w*|consistent|support\w*|compatible|which|therefore|reflect\w*|"
