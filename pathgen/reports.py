@@ -345,8 +345,9 @@ def report_truth(
     out = {}
     for p in sorted(Path(data).glob("phantom/truth/*.json")):
         t = read_json(p)
-        out.setdefault(t["slide_id"][:12], {}).update(t["report"]["findings"])
-    return out
+        out.setdefault(t["slide_id"][:12], []).append(t["report"]["findings"])
+    agreed = lambda fs: {c: v for f in fs for c,v in f.items() if all(g.get(c, v) == v for g in fs)}
+    return {k: agreed(fs) for k,fs in out.items()}
 
 def measure_reports(
     parts:pd.DataFrame, # data/reports.parquet
