@@ -34,7 +34,7 @@ def term_regex(
         return head + (w[:-1] + r"\w*" if w[-1] == "*" else w + "(?:e?s)?")
     out, sep = "", ""
     for w in term.lower().split():
-        if w == "..": sep = rf"(?:[\s,:/-]+(?!{_apart})[\w'-]+){{0,4}}?[\s,:/-]+"
+        if w == "..": sep = rf"(?:[\s,:/()-]+(?!{_apart})[\w'-]+){{0,4}}?[\s,:/()-]+"
         else:
             out += sep + "(?:" + "|".join(word(o) for o in w.split("/")) + ")"
             sep = r"[\s/-]+"
@@ -201,11 +201,11 @@ concepts("diagnosis",
 _inv = "invasion/invades/involvement/infiltration/extension/spread/permeation"
 _org = "prostate/organ/breast/kidney/colon/stomach/lung/capsule/thyroid/liver"
 concepts("report",
-    perineural_invasion=f"perineural invasion | perineural/intraneural .. {_inv}; perineural; pni",
+    perineural_invasion=f"perineural invasion | perineural/intraneural .. {_inv}; perineural; pni; neural invasion",
     vascular_invasion=f"""lymphovascular invasion; vascular invasion
       | lymphovascular/angiolymphatic/vascular/lymphatic/venous/angio .. {_inv}; lvi; blvi;
         tumor emboli; lymph vascular .. {_inv}; capillary lymphatic .. {_inv};
-        lymphatic .. vascular .. {_inv}; lymphovascular; angiolymphatic; vascular space {_inv}; vessel .. {_inv}""",
+        lymphatic .. vascular .. {_inv}; lymphovascular; angiolymphatic; vascular space {_inv}; vessel .. {_inv}; {_inv} .. vessel/lymphatic/vein""",
     extension_beyond_organ=f"""extension beyond the organ; extraprostatic extension
       | extraprostatic .. {_inv}/tumor*; extracapsular .. {_inv}/tumor*; extraprostatic;
         extracapsular; extraorgan; epe; extrathyroidal .. {_inv}; periprostatic .. {_inv};
