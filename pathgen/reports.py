@@ -39,7 +39,7 @@ Report: {report}"""
 _unit = (r"(?:cms?|em|mms?|centimet\w+|millimet\w+|micromet\w+|microns?|µm|um|grams?|gms?|g|kg|mg|ml|"
          r"cc|cm3|mm2|cubic|sq\w*|inch\w*|ounces?)")
 MEASURE = re.compile(rf"(?<![\w+/])[<>~≤≥]?\s*\d*[.,]?\d+\s*[-–]?\s*{_unit}\b(?!\s*[+=])|"
-    r"\b\d*[.,]?\d+\s*[x×]\s*\d*[.,]?\d+", re.I)
+    rf"\b\d*[.,]?\d+(?:\s*[x×]\s*\d*[.,]?\d+)+(?:\s*{_unit}\b)?", re.I)
 FORBIDDEN = re.compile(r"\b(?:mention(?:ed|s)?|descriptions?|reports?|reported)\b", re.I)
 BARCODE = re.compile(r"\bT[CO]GA\s*[-–]|\buuid\b|\b[0-9a-f]{8}\s*-\s*[0-9a-f]{4}\b|[1Il|]{6,}", re.I)
 
@@ -74,13 +74,19 @@ _mends = [(r"\(cid:\d+\)|\u00ad", "-"), (r"[‘’´`]", "'"), (r"[“”]", '"'
     (r"MUL\s*T[I|l]\s*FOCAL", "MULTIFOCAL"), (r"\bperi-?\s+neural", "perineural"), (r"PERI-?\s+NEURAL", "PERINEURAL"),
     (r"\b([Ee])xtra-?\s*prostat[il1]c", r"\1xtraprostatic"), (r"\bEXTRA-?\s*PROSTATIC", "EXTRAPROSTATIC"),
     (r"\bGl?ea\s?s[o0]n(?:'s)?", "Gleason"), (r"\b(of|to|the|and)(?=tumou?r)", r"\1 "), (r"intraepithel\w*", "intraepithelial"),
-    (r"\b([Pp])e\W?ri\W?neural(?=[Ii]nv)", r"\1erineural "), (r"(?<=\d)\s*\+\s*(?=\d)", "+"), (r"(?<=\d)\s+([.,])\s*(?=\d)", r"\1"), (r"\s+([,;:.])(?=\s|$)", r"\1")]
+    (r"\b([Pp])e\W?(?:ri|d|r)\W?neural(?=[Ii]nv)", r"\1erineural "), (r"\b([Pp])e(?:d|r1|rl)neural", r"\1erineural"),
+    (r"\bNol\b", "Not"), (r"(?i)\bvesse\^", "vessel"), (r"(?<=\d)\s*\+\s*(?=\d)", "+"), (r"(?<=\d)\s+([.,])\s*(?=\d)", r"\1"), (r"\s+([,;:.])(?=\s|$)", r"\1")]
+
+def _sum(m):
+    "`3+4 w 7` is 3+4=7, if the sum is right."
+    return f"{m[1]}+{m[2]}={m[3]}" if int(m[1]) + int(m[2]) == int(m[3]) else m[0]
 
 def mend(
     text:str, # A report as OCR read it
 )->str: # The same lines
     "Undo the usual harm that OCR does to punctuation and to words of the lexicon."
     for a,b in _mends: text = re.sub(a, b, text)
+    text = re.sub(r"(\d)\+(\d)[^\S\n]*[^\w\n(,.;/]?[_~w=:<>-]{0,2}[^\S\n]*(\d+)\b(?!\s*%)", _sum, text)
     return text.replace("\f", "\n").replace("\r", "\n")
 
 # %% ../nbs/12_reports.ipynb #031ff8e9
@@ -97,7 +103,7 @@ def is_noise(
     "Is this line a barcode, page furniture, a form, a signature or debris?"
     if BARCODE.search(line) or _furniture.search(line) or re.fullmatch(r"\W*[A-Z0-9]{2}\s?-\s?[A-Z0-9]{4}\W*", line): return True
     words = re.findall(r"\S+", line)
-    good = [w for w in words if re.fullmatch(r"[(\"'-]*(?:[A-Za-z]*[aeiouyAEIOUY][A-Za-z'/-]*|\d[\d+=/%.,-]*)[)\"'.,;:?-]*", w)]
+    good = [w for w in words if re.fullmatch(r"[(\"'-]*(?:[A-Za-z]*[aeiouyAEIOUY][A-Za-z'/-]*|\d[\d+=/%.,_-]*)[)\"'.,;:?-]*", w)]
     return bool(words) and len(good) < .5*len(words)
 
 # %% ../nbs/12_reports.ipynb #7e95ad71
@@ -138,7 +144,7 @@ _bullet = re.compile(r"^(?:part\s*\d+\s*[:.]|no\.\s*\d+\s*:|\(?[A-Z][.)](?=\s|[A
 _value = re.compile(r"\W*(?:yes|no|none|nil|present|absent|positive|negative|identified|uninvolved|involved|"
     r"(?:not|un)\s?-?(?:identified|seen|present|detected|involved|applicable|known|reported)|free of \w+|focal\w*)"
     r"(?:\W+\w+){0,3}\W*", re.I)
-_label = re.compile(r"[A-Za-z][\w /()'&,-]{2,70}:\s")
+_label = re.compile(r"[A-Za-z][\w /()'&,-]{2,70}:(?:\s|\d|$)")
 
 def _kind(line):
     "L for a label alone, V for a value alone, T for any other text."
@@ -179,11 +185,12 @@ def _is_head(text):
 # %% ../nbs/12_reports.ipynb #d4ad1e41
 _other = re.compile(r"receiv|label|formalin|cassette|serial|sectioned|submitted|weigh|weight|ink code|inked (?:in|blue|black|"
     r"green|red|orange|yellow)|specimen consist|embedded|procure|photograph|frozen|sutur|design|grossly|gross exam|fixat|"
-    r"tissue bank|immuno|\bcd\d+|\bd2-40|p63|p504|keratin\b|antibod|psa\b|year\W+old|history|serum|hypertens|the patient|"
+    r"tissue bank|antibod|psa\b|year\W+old|history|serum|hypertens|the patient|"
     r"clinical stage|pre-?op|underwent|needle biops|sampled for|cut surface|palpa|not (?:applicable|reported|stated)|"
     r"cannot be|unknown|\bn/a|to follow|pending|controls|provide|instruction|tan-|-tan\b|pink-|rubbery|"
     r"firm\b|o'clock|consultation|issued|amend|checklist|ptnm|\bthe following|distant metast|research|collection date|nature of positive|extent of positive|site of extra|number of nodes i|"
     r"diagnostic slides|portions of the|has (?:edited|reviewed)|primary tumou?r \(|regional lymph nodes? \(", re.I)
+_stain = re.compile(r"immuno|\bcd\d+|\bd2-40|p63|p504|keratin\b", re.I)
 _names_only = re.compile(r"[\w /()&-]+:\s*\W*\d?\W*")
 _cuts = [r"\((?:[^()]*\b(?:slides?|blocks?|sections?|see|part|specimens?|level|as per|cont)\b[^()]*)\)?", r"\([^()]*\d\s*(?:mm|cm)[^()]*\)",
     r",?\s*(?:please )?see (?:also )?(?:comment|note|synoptic|template|below|above|microscop|report)[^.;,]*", r"\bslides?\s[A-Z]?\d.*",
@@ -220,11 +227,11 @@ def sentences(
     "The sentences of a report that tell of histomorphology or of the diagnosis."
     out = []
     for item in items(kept_lines(text)):
-        if _names_only.fullmatch(item) or _is_head(item) and parse(item)[0].concept in _torn: continue
+        if _names_only.fullmatch(item) and not _graded(item) or _is_head(item) and parse(item)[0].concept in _torn: continue
         item = _bullet.sub("", _bullet.sub("", item))
         if (m := _organ.match(item)) and not SITE.search(m[0]): item = item[m.end():]
         for s in re.split(r"(?<=[.;])\s+(?=[A-Z(\"-])(?![^()]*\))", item):
-            t = "" if _other.search(s) else tidy(_bullet.sub("", s))
+            t = "" if _other.search(s) or _stain.search(s) and not _invades(s) else tidy(_bullet.sub("", s))
             if t and _tells(t, s) and not MEASURE.search(t) and not BARCODE.search(t): out.append(t)
     sick = any(claims(s).get("malignancy") for s in out)
     return [s for s in out if not (sick and _elsewhere(s))]
@@ -239,6 +246,10 @@ def _tells(t, s):
     now, was = claims(t), claims(s)
     bare = len(t.split()) == 1 and set(now) <= _torn
     return bool(now) and not bare and all(was.get(c, v) == v for c,v in now.items())
+
+def _invades(s): return bool({"perineural_invasion", "vascular_invasion"} & set(claims(s)))
+
+def _graded(s): return bool(re.search(r"\d", s)) and bool({"gleason", "grade"} & set(claims(s)))
 
 def _elsewhere(s):
     "A bare `no malignancy`, which in a report of a malignancy is about another specimen."
