@@ -8,7 +8,8 @@ Docs: https://pathgen.github.io/pathgen/wsi.html.md"""
 __all__ = ['handles', 'SlideError', 'slide_error', 'Handles', 'shrink', 'TileLevel', 'tile_level', 'tile_levels', 'Slide',
            'slide_mpp', 'check_file', 'check_sizes', 'open_openslide', 'openslide_cache', 'open_slide', 'best_level',
            'over_white', 'openslide_region', 'tile_span', 'paste', 'region', 'Cut', 'cut', 'read', 'tile_scale',
-           'make_patch', 'tile_jobs', 'read_many', 'thumb_block', 'thumbnail', 'check', 'Bag', 'write_bag', 'read_bag']
+           'make_patch', 'tile_jobs', 'in_order', 'read_many', 'thumb_block', 'read_blocks', 'thumbnail', 'check',
+           'Bag', 'write_bag', 'read_bag']
 
 # %% ../nbs/03_wsi.ipynb #b174e294
 from pathlib import Path
@@ -448,6 +449,19 @@ def tile_jobs(
         yield own, need
 
 # %% ../nbs/03_wsi.ipynb #90bba336
+def in_order(
+    jobs, # Iterator of (function, *arguments)
+    threads, # Threads that work
+): # Iterator of the results, in the order of `jobs`
+    "Run jobs on threads, a few ahead of the caller."
+    pool, ahead = ThreadPoolExecutor(max(1, threads)), deque()
+    try:
+        for job in jobs:
+            ahead.append(pool.submit(*job))
+            if len(ahead) > 2*threads + 2: yield ahead.popleft().result()
+        while ahead: yield ahead.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)
+
 def read_many(
     slide, # An open Slide
     coords, # (N, 2) corners in level-0 pixels; grid order is quickest
@@ -465,13 +479,7 @@ def read_many(
         k = tile_scale(c, t, coords)
         plan = zip(map(tuple, coords.tolist()), tile_jobs(t, c, coords.tolist(), k, cache_mb))
         jobs = ((make_patch, t, c, k, xy, own, need) for xy, (own, need) in plan)
-    pool, ahead = ThreadPoolExecutor(max(1, threads)), deque()
-    try:
-        for job in jobs:
-            ahead.append(pool.submit(*job))
-            if len(ahead) > 2*threads + 2: yield ahead.popleft().result()
-        while ahead: yield ahead.popleft().result()
-    finally: pool.shutdown(cancel_futures=True)
+    yield from in_order(jobs, threads)
 
 Slide.read_many = read_many
 
@@ -493,6 +501,23 @@ def thumb_block(
     im = np.pad(im, ((0, y1 - y0 - im.shape[0]), (0, x1 - x0 - im.shape[1]), (0, 0)), "edge")
     return shrink(im, (fx - x0, fy - y0, w*ratio, h*ratio), w, h)
 
+def read_blocks(
+    slide, # An open Slide
+    downsample, # Level-0 pixels per pixel of the thumbnail
+    px, # Side of a block in the thumbnail
+    where=None, # `where(x, y, side)` in level-0 pixels: is this block wanted?
+    threads=2, # Threads that decode
+): # Iterator of x, y in the thumbnail and (h, w, 3) uint8
+    "The whole slide at a coarse scale, block by block, decoding ahead of the caller."
+    level = best_level(slide.level_downsamples, downsample)
+    ratio = downsample/slide.level_downsamples[level]
+    if abs(ratio - round(ratio)) < .005: ratio = float(round(ratio))
+    w, h = (int(np.ceil(v/downsample)) for v in (slide.width, slide.height))
+    at = [(x, y) for y in range(0, h, px) for x in range(0, w, px)]
+    if where: at = [(x, y) for x, y in at if where(x*downsample, y*downsample, px*downsample)]
+    one = lambda x, y: thumb_block(slide, level, ratio, x, y, min(px, w - x), min(px, h - y))
+    for (x, y), im in zip(at, in_order(((one, *xy) for xy in at), threads)): yield x, y, im
+
 def thumbnail(
     slide, # An open Slide
     downsample, # Level-0 pixels per pixel of the thumbnail
@@ -500,14 +525,11 @@ def thumbnail(
 ): # (ceil(height/downsample), ceil(width/downsample), 3) uint8
     "The whole slide at a coarse scale."
     level = best_level(slide.level_downsamples, downsample)
-    ratio = downsample/slide.level_downsamples[level]
-    if abs(ratio - round(ratio)) < .005: ratio = float(round(ratio))
+    px = max(16, int(2048*slide.level_downsamples[level]/downsample))
     w, h = (int(np.ceil(v/downsample)) for v in (slide.width, slide.height))
-    out, b = np.empty((h, w, 3), np.uint8), max(16, int(2048/max(1, ratio)))
-    blocks = [(x, y, min(b, w - x), min(b, h - y)) for y in range(0, h, b) for x in range(0, w, b)]
-    with ThreadPoolExecutor(threads) as pool:
-        for (x, y, bw, bh), im in zip(blocks, pool.map(lambda q: thumb_block(slide, level, ratio, *q), blocks)):
-            out[y:y + bh, x:x + bw] = im
+    out = np.empty((h, w, 3), np.uint8)
+    for x, y, im in read_blocks(slide, downsample, px, None, threads):
+        out[y:y + im.shape[0], x:x + im.shape[1]] = im
     return out
 
 Slide.thumbnail = thumbnail
