@@ -75,7 +75,8 @@ _mends = [(r"\(cid:\d+\)|\u00ad", "-"), (r"[‘’´`]", "'"), (r"[“”]", '"'
     (r"\b([Ee])xtra-?\s*prostat[il1]c", r"\1xtraprostatic"), (r"\bEXTRA-?\s*PROSTATIC", "EXTRAPROSTATIC"),
     (r"\bGl?ea\s?s[o0]n(?:'s)?", "Gleason"), (r"\b(of|to|the|and)(?=tumou?r)", r"\1 "), (r"intraepithel\w*", "intraepithelial"),
     (r"\b([Pp])e\W?(?:ri|d|r)\W?neural(?=[Ii]nv)", r"\1erineural "), (r"\b([Pp])e(?:d|r1|rl)neural", r"\1erineural"),
-    (r"\bNol\b", "Not"), (r"(?i)\bvesse\^", "vessel"), (r"(?<=\d)\s*\+\s*(?=\d)", "+"), (r"(?<=\d)\s+([.,])\s*(?=\d)", r"\1"), (r"\s+([,;:.])(?=\s|$)", r"\1")]
+    (r"\b([Pp])e\Wr?ineural", r"\1erineural"), (r"\b([Pp])at(?:te|Je|te?r)m\b", r"\1attern"),
+    (r"\bN(?:ol|[il1]t)\b(?= \w)", "Not"), (r"(?i)\bvesse\^", "vessel"), (r"(?i)\bvascular[l|1I](?=lymph)", "vascular/"), (r"(?<=\d)\s*\+\s*(?=\d)", "+"), (r"(?<=\d)\s+([.,])\s*(?=\d)", r"\1"), (r"\s+([,;:.])(?=\s|$)", r"\1")]
 
 def _sum(m):
     "`3+4 w 7` is 3+4=7, if the sum is right."
@@ -180,7 +181,7 @@ def items(
 def _is_head(text):
     "Is `text` a bare name of a finding, such as PERINEURAL INVASION?"
     fs = [f for f in parse(text) if f.end - f.start > .6*len(text)]
-    return bool(fs) and not re.search(r"[.:;]", text)
+    return bool(fs) and not re.search(r"[.:;\d]", text)
 
 # %% ../nbs/12_reports.ipynb #d4ad1e41
 _other = re.compile(r"receiv|label|formalin|cassette|serial|sectioned|submitted|weigh|weight|ink code|inked (?:in|blue|black|"
