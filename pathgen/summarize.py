@@ -7,9 +7,9 @@ Docs: https://pathgen.github.io/pathgen/summarize.html.md"""
 # %% auto #0
 __all__ = ['RANK', 'BROAD', 'QUALIFIERS', 'NOUNS', 'TAILS', 'ORGANS', 'FORMS', 'LIMIT', 'SUMMARISE', 'group', 'ranked',
            'own_words', 'behind', 'phrase', 'merged', 'series', 'listed', 'organ', 'impression', 'compose', 'is_are',
-           'write', 'read_back', 'worded', 'chosen', 'faithful', 'summarise', 'opening', 'kept_share', 'Summary',
-           'caption_row', 'caption_slide', 'measure_captions', 'run_summarize', 'split_failed', 'token_figure',
-           'marked', 'beside']
+           'write', 'read_back', 'worded', 'chosen', 'faithful', 'summarise', 'sentences', 'opening', 'kept_share',
+           'Summary', 'caption_row', 'caption_slide', 'measure_captions', 'run_summarize', 'split_failed',
+           'token_figure', 'marked', 'beside']
 
 # %% ../nbs/32_summarize.ipynb #f91d3e66
 import functools, re
@@ -68,7 +68,7 @@ def behind(
     found:list, # All findings of the text
 )->str: # With a blank before it; empty where nothing belongs to the finding
     "What follows a noun and describes it, such as ` of varying shape`, where it is no finding of its own."
-    m = re.match(r"\s+(?:of|with|lined by|within|in|composed of|separated by)\s[^.,;:()]*?(?=[.,;:]|\s(?:and|or|is|are|that)\s|$)", text[end:])
+    m = re.match(r"\s+(?:of|with|lined by|composed of|separated by)\s[^.,;:()]*?(?=[.,;:]|\s(?:and|or|is|are|that)\s|$)", text[end:])
     if not m or len(m[0].split())>7 or re.search(r"\b(?:no|not|without|many|most|some)\b", m[0]): return ""
     return "" if any(end<=g.start<end+m.end() for g in found) else " " + " ".join(m[0].split())
 
@@ -93,7 +93,7 @@ def merged(
     out = {}
     for p in dict.fromkeys(phrases):
         *adj,noun = p.split()
-        one = adj and len(adj)<3 and adj[0] not in ("a", "an", "in")
+        one = noun in ("glands", "nuclei", "stroma") and adj and len(adj)<3 and adj[0] not in ("a", "an", "in")
         out.setdefault(noun if one else p, []).append(" ".join(adj) if one else "")
     same = lambda noun: noun=="nuclei" and word=="and"
     return [noun if a==[""] else f"{', '.join(a) if same(noun) else series(a, word)} {noun}" for noun,a in out.items()]
@@ -223,17 +223,24 @@ def summarise(
 )->dict: # caption
     "The builtin summary: the findings that matter, in at most 77 CLIP tokens."
     text = " ".join(description.split())
+    if len(sentences(text))<3 and count_tokens(text)<=LIMIT: return dict(caption=text)
     kept, n = [], len(claims(text))
     for brevity in range(3):
         if len(kept)<n: kept = max(kept, chosen(text, brevity), key=len)
     return dict(caption=write(kept, text) if kept else opening(text))
+
+def sentences(
+    text:str, # Any text
+)->list:
+    "The sentences of a text."
+    return [s for s in re.split(r"(?<=[.!?])\s+", text) if s]
 
 def opening(
     text:str, # A description without findings of the lexicon
 )->str:
     "As many whole sentences as fit, or words where not even one does."
     out = ""
-    for s in re.split(r"(?<=[.!?])\s+", text):
+    for s in sentences(text):
         if count_tokens(f"{out} {s}".strip())>LIMIT: break
         out = f"{out} {s}".strip()
     words = text.split()
