@@ -7,9 +7,9 @@ Docs: https://pathgen.github.io/pathgen/pairs.html.md"""
 # %% auto #0
 __all__ = ['META', 'STOP', 'FILES', 'image_fault', 'join', 'arrange', 'plain', 'add_file', 'write_shard', 'write_shards',
            'file_ids', 'released_form', 'llava_form', 'words_of', 'telling', 'statistics', 'draw_sources',
-           'draw_lengths', 'draw_words', 'stats_figure', 'is_synthetic', 'origin_text', 'table', 'card_counts',
-           'card_words', 'card', 'pick', 'gallery', 'draw_pair', 'as_jpeg', 'run_pairs', 'write_gallery',
-           'check_left_out', 'authors']
+           'draw_lengths', 'draw_words', 'draw_findings', 'stats_figure', 'is_synthetic', 'origin_text', 'table',
+           'card_counts', 'card_words', 'card', 'glass', 'candidates', 'pick', 'gallery', 'draw_pair', 'as_jpeg',
+           'run_pairs', 'write_gallery', 'check_left_out', 'authors']
 
 # %% ../nbs/33_pairs.ipynb #4220fae0
 import functools, io, json, re, tarfile
@@ -145,7 +145,8 @@ def llava_form(
 
 # %% ../nbs/33_pairs.ipynb #6cbd5357
 STOP = set("""a an and are as at be by for from in is it its no not of on or that the there these this to was were which with without
-    shows show seen shown image tissue features section together background set""".split())
+    shows show displays exhibits reveals seen shown image tissue features indicate suggest support favour section together along
+    accompanied surrounded background set process""".split())
 
 def words_of(
     captions, # Texts
@@ -208,16 +209,29 @@ def draw_words(
     ax.barh([w for w,_ in top], [k/len(captions) for _,k in top], color="#55a868")
     ax.set(title="Most frequent words, share of captions", xlim=(0,1))
 
+def draw_findings(
+    ax, # Axes to draw on
+    captions, # Texts
+):
+    "How often each finding is asserted and denied, as bars to the right and to the left."
+    n = Counter(cv for t in captions for cv in claims(t).items())
+    names = sorted({c for c,_ in n}, key=lambda c: (n[c,True]+n[c,False], c))[-24:]
+    for v,sign,colour in ((True,1,"#55a868"), (False,-1,"#c44e52")):
+        ax.barh([c.replace("_", " ") for c in names], [sign*n[c,v]/len(captions) for c in names], color=colour)
+    ax.axvline(0, color="k", lw=.6)
+    ax.set(title="Findings: denied | asserted", xlim=(-1,1))
+
 def stats_figure(
     df:pd.DataFrame, # Index
 ):
-    "Sources, caption lengths and word frequencies, as in appendix A.3."
+    "Sources, caption lengths, word and finding frequencies, as in appendix A.3."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(10, 5.6), dpi=75, layout="constrained")
-    axs = fig.subplot_mosaic([["sources","words"], ["lengths","words"]])
+    fig = Figure(figsize=(13, 5.4), dpi=72, layout="constrained")
+    axs = fig.subplot_mosaic([["sources","words","findings"], ["lengths","words","findings"]])
     draw_sources(axs["sources"], df)
     draw_lengths(axs["lengths"], df)
     draw_words(axs["words"], df.caption)
+    draw_findings(axs["findings"], df.caption)
     for ax in axs.values(): ax.spines[["top","right"]].set_visible(False)
     return fig
 
@@ -304,18 +318,39 @@ def card(
     return "\n\n".join([head, card_counts(df, left_out), card_words(df), files.strip()]) + "\n"
 
 # %% ../nbs/33_pairs.ipynb #84e9467e
-def pick(
+def glass(
+    path, # JPEG of a patch
+)->float: # From 0 to 1
+    "The share of a patch that is nearly white."
+    from PIL import Image
+    im = Image.open(path)
+    im.draft("L", (64,64))
+    return float((np.asarray(im.convert("L")) > 225).mean())
+
+def candidates(
     df:pd.DataFrame, # Index
-    n:int=12, # Number of pairs
+    data, # Root of everything produced
     seed:int=0, # Seed of the run
     tries:int=60, # Candidates a source
-)->pd.DataFrame: # `n` rows
-    "Pairs over all sources whose findings differ."
-    gen, left, shown, rows = rng(seed, "gallery"), {}, [], []
+)->dict: # Source to {row: findings as a set of (concept, present)}
+    "Some pairs of each source, those without much glass where there are such."
+    gen, out = rng(seed, "gallery"), {}
     for s,g in df.groupby("source"):
         g = g.iloc[gen.permutation(len(g))[:tries]]
-        left[s] = {i:{(c,v) for c,v in claims(t).items()} for i,t in zip(g.index, g.caption)}
-    far = lambda a: min((1-len(a&b)/max(1, len(a|b)) for b in shown), default=0) + .02*len(a)
+        share = np.array([glass(Path(data)/"patches"/r.slide_id/f"{r.patch_id}.jpg") for r in g.itertuples()])
+        g = g[share<=max(.15, np.quantile(share, .3))]
+        out[s] = {i:set(claims(t).items()) for i,t in zip(g.index, g.caption)}
+    return out
+
+def pick(
+    df:pd.DataFrame, # Index
+    data, # Root of everything produced
+    n:int=12, # Number of pairs
+    seed:int=0, # Seed of the run
+)->pd.DataFrame: # `n` rows
+    "Pairs over all sources whose findings differ."
+    left, shown, rows = candidates(df, data, seed), [], []
+    far = lambda a: min((1-len(a&b)/max(1, len(a|b)) for b in shown), default=0) + .04*len(a)
     while len(rows)<n and any(left.values()):
         for s in [s for s in sorted(left) if left[s]][:n-len(rows)]:
             i = max(left[s], key=lambda i: far(left[s][i]))
@@ -332,11 +367,12 @@ def gallery(
 ):
     "A figure of pairs: patches with their captions."
     from matplotlib.figure import Figure
-    rows = pick(df, n, seed)
+    rows = pick(df, data, n, seed)
     cols = min(4, len(rows))
     lines = -(-len(rows)//cols)
-    fig = Figure(figsize=(3.1*cols, 4.5*lines+.3), dpi=96)
-    grid = dict(hspace=.47, wspace=.06, left=.01, right=.99, top=1-.35/(4.5*lines+.3), bottom=1.25/(4.5*lines+.3))
+    h = 4.55*lines+.3
+    fig = Figure(figsize=(3.1*cols, h), dpi=90)
+    grid = dict(hspace=.49, wspace=.06, left=.01, right=.99, top=1-.35/h, bottom=1.5/h)
     axs = fig.subplots(lines, cols, squeeze=False, gridspec_kw=grid)
     for ax in axs.flat: ax.axis("off")
     for ax,r in zip(axs.flat, rows.itertuples()): draw_pair(ax, r, Path(data))
@@ -356,17 +392,20 @@ def draw_pair(
     ax.imshow(im.resize((288,288), Image.Resampling.LANCZOS))
     um = f" · {r.px*r.mpp:.0f} µm" if r.mpp==r.mpp and r.mpp else ""
     ax.text(0, -.03, f"{r.source}{um}", transform=ax.transAxes, va="top", fontsize=9, weight="bold")
-    ax.text(0, -.11, textwrap.fill(r.caption, 46), transform=ax.transAxes, va="top", fontsize=8, linespacing=1.25)
+    ax.text(0, -.11, textwrap.fill(r.caption, 45), transform=ax.transAxes, va="top", fontsize=8, linespacing=1.25)
 
 def as_jpeg(
     fig, # A figure
-    quality:int=80, # Of the JPEG
+    kb:int=280, # Weight at most
 )->bytes:
-    "A figure as a JPEG of moderate weight."
+    "A figure as the best JPEG of at most `kb` kB."
     from PIL import Image
-    png, jpeg = io.BytesIO(), io.BytesIO()
+    png = io.BytesIO()
     fig.savefig(png)
-    Image.open(png).convert("RGB").save(jpeg, "JPEG", quality=quality, optimize=True)
+    for quality in range(85, 30, -5):
+        jpeg = io.BytesIO()
+        Image.open(png).convert("RGB").save(jpeg, "JPEG", quality=quality, optimize=True)
+        if jpeg.tell()<=kb*1000: break
     return jpeg.getvalue()
 
 # %% ../nbs/33_pairs.ipynb #c15f4269
