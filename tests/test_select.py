@@ -1,11 +1,10 @@
 "Choosing patches: the rules on synthetic features, the stage on painted slides, odd inputs, speed."
-import json, time
+import shutil, time
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from pathgen.clip import build_clip, save_clip
-from pathgen.core import PathgenError, read_json, read_table, write_json, write_table
-from pathgen.select import (COLUMNS, chance, choose, cluster, contact_sheet, draw, drop_probability, geojson, inside,
-    retrieve, run_select, shown, slide_items, thin, zscore)
+from pathgen.core import PathgenError, read_json, read_table, write_table
+from pathgen.select import (COLUMNS, chance, choose, cluster, draw, drop_probability, inside, retrieve, run_select, shown, slide_items, thin, zscore)
 from pathgen.wsi import read_bag, write_bag
 from test_embed import paint_slide
 
@@ -172,10 +171,11 @@ def test_inside_counts_tissue_only():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory): return str(save_clip(build_clip(seed=1, device="cpu"), tmp_path_factory.mktemp("model")/"clip"))
 
-@pytest.fixture
-def root(tmp_path, model):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, model):
     "A data folder with two slides, of which the second has no report."
     from pathgen.clip import load_clip
+    tmp_path = tmp_path_factory.mktemp("made")
     xy, hash = [(x,y) for y in range(0,1344,112) for x in range(0,1344,112)], load_clip(model, "cpu").hash
     (tmp_path/"features").mkdir()
     rows = []
@@ -183,20 +183,25 @@ def root(tmp_path, model):
         paint_slide(tmp_path/f"{k}.tiff")
         _,f,_,_ = blobs(len(xy), 256, seed=len(rows))
         write_bag(tmp_path/f"features/{k}.h5", xy, f, patch_size_level0=112, mpp=.25, encoder=hash)
-        rows.append(dict(slide_id=k, path=str(tmp_path/f"{k}.tiff"), mpp=.25, mpp_from="metadata", source="colon", report_id=report))
+        rows.append(dict(slide_id=k, path=str(tmp_path/f"{k}.tiff"), mpp=.25, mpp_from="metadata", status="ok", source="colon", report_id=report))
     write_table(pd.DataFrame(rows), tmp_path/"slides.parquet")
     write_table(pd.DataFrame(dict(report_id="R", part=[0,1], text=["infiltrating glands","necrosis is present"])), tmp_path/"reports.parquet")
     write_table(pd.DataFrame(dict(source="colon", attribute=["enlarged nuclei","mucin","fat"])), tmp_path/"attributes.parquet")
     return tmp_path
 
+@pytest.fixture
+def root(made, tmp_path):
+    "A copy of it that a test may spoil."
+    return shutil.copytree(made, tmp_path/"data")
+
 def go(root, model, **kw):
     ps = dict(data=str(root), seed=0, device="cpu", workers=1, max_failed=.5, model=model, top_report=8, top_attribute=8,
-              n_cluster=30, max_patches=40, threshold=.88, gamma=1., quality=85)
+              n_cluster=30, max_patches=40, search_denied=False, threshold=.88, gamma=1., quality=85)
     return run_select(**ps|kw)[0]
 
 def files(root): return {str(p.relative_to(root)):p.read_bytes() for p in sorted((root/"patches").rglob("*.*")) if p.is_file()}
 
-def test_table_images_sheets_squares(root, model):
+def test_table_images_sheets_squares(root, made, model):
     df = go(root, model)
     assert list(df.columns) == COLUMNS and df.slide_id.unique().tolist() == ["A","B"]
     assert df.groupby("slide_id").size().max() <= 40
@@ -206,7 +211,7 @@ def test_table_images_sheets_squares(root, model):
     assert r.patch_id == f"{r.slide_id}_{r.x}_{r.y}"
     im = np.asarray(Image.open(root/f"patches/{r.slide_id}/{r.patch_id}.jpg"))
     assert im.shape == (112,112,3)
-    whole = np.asarray(Image.open(root/"A.tiff").convert("RGB"))
+    whole = np.asarray(Image.open(made/"A.tiff").convert("RGB"))
     assert abs(im.astype(int)-whole[r.y:r.y+112,r.x:r.x+112]).mean() < 12
     assert Image.open(root/"patches/A.contact.jpg").width > 1000
     g = read_json(root/"patches/A.geojson")
@@ -264,6 +269,13 @@ def test_missing_inputs_name_the_stage(root, model):
     with pytest.raises(PathgenError, match="pathgen run attributes"): go(root, model)
     (root/"reports.parquet").unlink()
     with pytest.raises(PathgenError, match="pathgen run reports"): go(root, model)
+
+def test_denials_are_no_prompts(root, model):
+    from pathgen.clip import load_clip
+    write_table(pd.DataFrame(dict(report_id="R", part=[0,1], text=["Infiltrating glands. No mucin is identified.","There is no necrosis."])), root/"reports.parquet")
+    clip = load_clip(model, "cpu")
+    assert [i["report"][0] for i in slide_items(root, clip)] == [["Infiltrating glands."],[]]
+    assert len(slide_items(root, clip, search_denied=True)[0]["report"][0]) == 2
 
 def test_a_source_without_attributes_is_named(root, model):
     write_table(pd.DataFrame(dict(source=["lung"], attribute=["alveoli"])), root/"attributes.parquet")
