@@ -128,7 +128,7 @@ def tiled_slides(
 )->list: # One dict a slide: slide_id, path, mpp, bag
     "The slides that have a bag of coordinates."
     bags = need(Path(data)/"tiles")
-    df = read_table(Path(data)/"slides.parquet")
+    df = read_table(Path(data)/"slides.parquet").query("status=='ok'")
     items = [dict(slide_id=r.slide_id, path=r.path, bag=str(bags/f"{r.slide_id}.h5"),
                   mpp=float(r.mpp) if r.mpp_from=="override" else None)
              for r in df.itertuples() if (bags/f"{r.slide_id}.h5").exists()]

@@ -1,5 +1,5 @@
 "The stage embed on a slide that is painted here, and its error paths."
-import os, time
+import shutil, time
 from pathlib import Path
 import h5py, numpy as np, pandas as pd, pytest
 from pathgen.clip import build_clip, save_clip
@@ -21,15 +21,21 @@ def paint_slide(path, n=1344):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory): return str(save_clip(build_clip(seed=1, device="cpu"), tmp_path_factory.mktemp("model")/"clip"))
 
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("slides")/"A.tiff"
+    paint_slide(path)
+    return path
+
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, painted):
     "A data folder with two tiled slides."
     rows, xy = [], [(x,y) for y in range(0,1344,224) for x in range(0,1344,224)]
     for k in ("A","B"):
-        paint_slide(tmp_path/f"{k}.tiff")
+        shutil.copy(painted, tmp_path/f"{k}.tiff")
         (tmp_path/"tiles").mkdir(exist_ok=True)
         write_bag(tmp_path/f"tiles/{k}.h5", xy, patch_size=224, patch_level=0, patch_size_level0=224, mpp=.25)
-        rows.append(dict(slide_id=k, path=str(tmp_path/f"{k}.tiff"), mpp=.25, mpp_from="metadata"))
+        rows.append(dict(slide_id=k, path=str(tmp_path/f"{k}.tiff"), mpp=.25, mpp_from="metadata", status="ok"))
     write_table(pd.DataFrame(rows), tmp_path/"slides.parquet")
     return tmp_path
 
