@@ -7,8 +7,8 @@ Docs: https://pathgen.github.io/pathgen/tile.html.md"""
 # %% auto #0
 __all__ = ['CELL', 'KINDS', 'COLOURS', 'CODE', 'map_downsample', 'first_look', 'white_point', 'density', 'saturation', 'dist',
            'closed', 'opened', 'drop_small', 'grow', 'tissue_mask', 'find_pen', 'cells_of', 'second_look', 'find_folds',
-           'find_blur', 'tissue_map', 'patch_side', 'area_table', 'grid', 'rings', 'contours', 'overview', 'tile_slide',
-           'score_slide', 'same_slide', 'score_all', 'run_tile']
+           'less_detail', 'find_blur', 'tissue_map', 'patch_side', 'area_table', 'grid', 'rings', 'feature', 'contours',
+           'overview', 'save_tiles', 'tile_slide', 'score_slide', 'same_slide', 'score_all', 'run_tile']
 
 # %% ../nbs/20_tile.ipynb #af7a243c
 from functools import partial
@@ -17,7 +17,8 @@ import json
 import numpy as np, pandas as pd
 from .core import each, read_table, write_metrics, one_line
 from .findings import Truth
-from .wsi import SlideError, open_slide, read_bag, read_blocks, slide_error, write_bag
+from .wsi import (SlideError, open_slide, read_bag, read_blocks, slide_error,
+                         write_bag)
 
 # %% ../nbs/20_tile.ipynb #a455d854
 def map_downsample(
@@ -47,9 +48,11 @@ def white_point(
     least=170, # What is darker in any channel is no glass
 ): # (3,) float
     "The colour of the glass: the commonest bright value of each channel."
-    bright = rgb[rgb.min(-1) > least]
-    if not len(bright): return np.full(3, 240.)
-    return np.array([np.bincount(bright[:, c], minlength=256).argmax() for c in range(3)], float)
+    low = rgb.min(-1)
+    glass = rgb[(low > least) & (low < 254)]
+    if len(glass) < .01*low.size: glass = rgb[low > least]
+    if not len(glass): return np.full(3, 240.)
+    return np.array([np.bincount(v, minlength=256).argmax() for v in glass.T], float)
 
 def density(
     values, # uint8 of one channel
@@ -95,6 +98,7 @@ def opened(
     deep = dist(np.pad(mask, p, mode="edge")) > px
     return mask & (dist(~deep) <= px)[p:-p, p:-p]
 
+# %% ../nbs/20_tile.ipynb #ad603438
 def drop_small(
     mask, # (H, W) bool
     px, # Least area in pixels
@@ -128,8 +132,8 @@ def tissue_mask(
     least_od=.06, # Optical density above which is tissue
     fat_um=56., # Half the gap that the walls of fat cells bridge, µm
     close_um=20., # Half the gap that solid tissue bridges, µm
-    min_mm2=.004, # Smallest piece of tissue, mm²
-    hole_mm2=.006, # Largest hole that is filled, mm²
+    min_mm2=.003, # Smallest piece of tissue, mm²
+    hole_mm2=.012, # Largest hole that is filled, mm²
 ): # (H, W) bool
     "Where there is tissue: thresholds, fat, closing, areas."
     if threshold is None:
@@ -139,7 +143,8 @@ def tissue_mask(
     solid = (sat > threshold) & (od > least_od)
     core = opened(solid, 12/um)
     net = drop_small((wall > .03) & (dist(~core) > 16/um), px(.00025))
-    fat = closed(net | (core & (dist(~net) <= fat_um/um)), fat_um/um) if net.any() else net
+    beside = core & (dist(~net) <= fat_um/um)
+    fat = closed(net | beside, fat_um/um) if net.any() else net
     m = closed(drop_small(solid, px(.0004)) | fat, close_um/um)
     m = ~drop_small(~m, px(hole_mm2))
     return drop_small(opened(m, 12/um), px(min_mm2))
@@ -151,7 +156,7 @@ def find_pen(
     um, # µm per pixel
     ink=.25, # Least optical density of a stroke's core
     width_um=70., # Least width of a stroke, µm
-    edge_um=12., # Soft border that goes with it, µm
+    edge_um=6., # Soft border that goes with it, µm
 ): # (H, W) bool
     "Ink: what no mixture of haematoxylin and eosin looks like."
     r, g, b = (density(rgb[..., c], white[c]) for c in range(3))
@@ -170,26 +175,28 @@ CELL = 8 # Fine pixels a side of one pixel of the map
 def cells_of(
     rgb, # (H, W, 3) uint8; H and W multiples of CELL
     white_g, # Green of the glass
-): # (3, H/CELL, W/CELL) float32: fine, coarse, floor
+): # (4, H/CELL, W/CELL) float32: detail at 1, 2 and 4 pixels, floor
     "Detail and clearness of each cell of a picture."
     from scipy import ndimage as ndi
-    g = rgb[..., 1].astype(np.float32)
-    half = g.reshape(g.shape[0]//2, 2, -1, 2).mean((1, 3))
     cut = lambda a, c: a.reshape(a.shape[0]//c, c, -1, c)
-    soft, soft2 = (ndi.uniform_filter(a, 3, mode="nearest") for a in (g, half))
-    clear = cut(soft, CELL).max((1, 3))
-    return np.stack([cut((g - soft)**2, CELL).mean((1, 3)), cut((half - soft2)**2, CELL//2).mean((1, 3)),
-                     np.clip(-np.log10(np.maximum(clear, 1)/white_g), 0, None)])
+    a, out = rgb[..., 1].astype(np.float32), []
+    for c in (CELL, CELL//2, CELL//4):
+        soft = ndi.uniform_filter(a, 3, mode="nearest")
+        out.append(cut((a - soft)**2, c).mean((1, 3)))
+        if c == CELL: clear = cut(soft, c).max((1, 3))
+        a = cut(a, 2).mean((1, 3))
+    return np.stack([*out, np.clip(-np.log10(np.maximum(clear, 1)/white_g), 0, None)])
 
+# %% ../nbs/20_tile.ipynb #b2a86cca
 def second_look(
     slide, # An open Slide
     tissue, # (H, W) bool
     down, # Level-0 pixels per pixel of `tissue`
     white_g, # Green of the glass
     block=128, # Side of the blocks that are read, pixels of `tissue`
-): # (3, H, W) float32: fine, coarse, floor
+): # (4, H, W) float32: detail at 1, 2 and 4 pixels, floor
     "`cells_of` a slide wherever it has tissue, block by block."
-    out = np.zeros((3, *tissue.shape), np.float32)
+    out = np.zeros((4, *tissue.shape), np.float32)
     def wanted(x, y, side):
         x, y, n = int(x//down), int(y//down), int(side//down)
         return tissue[y:y + n, x:x + n].any()
@@ -213,30 +220,43 @@ def find_folds(
     if not tissue.any(): return tissue
     soft = ndi.uniform_filter(floor, 3, mode="nearest")
     usual = np.quantile(soft[tissue], .9)
-    core = drop_small(opened((soft > denser*usual) & tissue, width_um/2/um), min_mm2*1e6/um**2)
+    core = opened((soft > denser*usual) & tissue, width_um/2/um)
+    core = drop_small(core, min_mm2*1e6/um**2)
     near = dist(~core) < 64/um
     band = grow(core, (soft > (1 + (denser - 1)/2)*usual) & near & tissue)
     return (dist(~band) <= 8/um) & tissue
 
 # %% ../nbs/20_tile.ipynb #03a98fc6
-def find_blur(
-    fine, # (H, W) variation at one pixel
-    coarse, # (H, W) variation at two pixels
+def less_detail(
+    fine, # (H, W) variation at one scale
+    coarse, # (H, W) variation at twice that scale
     tissue, # (H, W) bool
     um, # µm per pixel
-    sharp=.55, # Share of the slide's usual ratio under which is blur
+    share, # Share of the slide's usual ratio under which is blur
+    plain, # Variation of a cell that weighs half
     min_mm2=.002, # Smallest blurred piece, mm²
 ): # (H, W) bool
-    "Tissue that is out of focus."
+    "Where the finer of two scales is missing."
     from scipy import ndimage as ndi
-    if not tissue.any(): return tissue
-    w, ratio = tissue*coarse/(coarse + 15), np.log((fine + 2)/(coarse + 2))
+    w, ratio = tissue*coarse/(coarse + plain), np.log((fine + 1)/(coarse + 1))
     soft = lambda a: ndi.gaussian_filter(a, 12/um)
     ratio = soft(w*ratio)/np.maximum(soft(w), 1e-4)
-    usual = np.median(ratio[tissue])
-    core = opened((ratio < usual + np.log(sharp)) & tissue, 16/um)
+    ratio -= np.median(ratio[tissue])
+    core = opened((ratio < np.log(share)) & tissue, 16/um)
     core = drop_small(core, min_mm2*1e6/um**2)
-    blur = grow(core, (ratio < usual + np.log((1 + sharp)/2)) & tissue & (dist(~core) < 40/um))
+    more = (ratio < np.log(share + .25*(1 - share))) & tissue
+    return grow(core, more & (dist(~core) < 40/um))
+
+def find_blur(
+    detail, # Three (H, W): variation at 1, 2 and 4 pixels
+    tissue, # (H, W) bool
+    um, # µm per pixel
+    sharp=.5, # Share of the slide's usual ratio under which is blur
+): # (H, W) bool
+    "Tissue that is out of focus."
+    if not tissue.any(): return tissue
+    blur = less_detail(*detail[:2], tissue, um, sharp, 15)
+    blur |= less_detail(*detail[1:], tissue, um, .8*sharp, 40)
     return closed(blur, 24/um) & tissue
 
 # %% ../nbs/20_tile.ipynb #54339260
@@ -246,8 +266,8 @@ def tissue_map(
     slide, # An open Slide
     tissue_um=8., # µm per pixel of the map
     threshold=8, # Saturation above which is tissue, None: Otsu's choice
-    denser=1.4, # How far above the densest tenth of the tissue a fold lies, 0: do not look
-    sharp=.55, # Share of the usual sharpness under which is blur, 0: do not look
+    denser=1.4, # How far above the densest tenth a fold lies, 0: do not look
+    sharp=.5, # Share of the usual sharpness under which is blur, 0: do not look
     unknown_mpp=.5, # µm per level-0 pixel that the filters take where none is stated
 ): # (H, W) uint8 of KINDS; its downsample; the picture it was made on
     "Glass, tissue and artefacts of a slide."
@@ -256,14 +276,14 @@ def tissue_map(
     um, (rgb, dark) = down*mpp, first_look(slide, down)
     white = white_point(rgb)
     pen = find_pen(rgb, white, um)
-    sat, od, wall = (np.where(pen, 0, a) for a in
-        (saturation(rgb, white), density(rgb[..., 1], white[1]), density(dark, white[1])))
+    sat, od, wall = (np.where(pen, 0, a) for a in (saturation(rgb, white),
+                     density(rgb[..., 1], white[1]), density(dark, white[1])))
     tissue = tissue_mask(sat, od, wall, um, threshold) & ~pen
     out = np.select([pen, tissue], [3, 1], 0).astype(np.uint8)
     if denser or sharp:
-        fine, coarse, floor = second_look(slide, tissue, down, white[1])
+        *detail, floor = second_look(slide, tissue, down, white[1])
         if denser: out[find_folds(floor, tissue, um, denser)] = 2
-        if sharp: out[find_blur(fine, coarse, out == 1, um, sharp)] = 4
+        if sharp: out[find_blur(detail, out == 1, um, sharp)] = 4
     return out, down, rgb
 
 # %% ../nbs/20_tile.ipynb #3725d5f9
@@ -282,7 +302,7 @@ def area_table(
     mask, # (H, W) bool
 ): # Function of arrays x, y in pixels: area of the mask above and left of each point
     "A summed-area table that takes fractions of pixels."
-    s = np.pad(mask.astype(np.float64).cumsum(0).cumsum(1), ((1, 1), (1, 1)), mode="edge")
+    s = np.pad(mask.astype(float).cumsum(0).cumsum(1), 1, mode="edge")
     s[0], s[:, 0] = 0, 0
     def area(x, y):
         x, y = np.clip(x, 0, mask.shape[1]), np.clip(y, 0, mask.shape[0])
@@ -291,6 +311,7 @@ def area_table(
         return top*(1 - v) + low*v
     return area
 
+# %% ../nbs/20_tile.ipynb #b7afa4dd
 def grid(
     tissue, # (H, W) bool, clean tissue
     down, # Level-0 pixels per pixel of `tissue`
@@ -306,17 +327,28 @@ def grid(
     return np.stack([x, y], 1)[share >= min_tissue - 1e-9].astype(np.int64)
 
 # %% ../nbs/20_tile.ipynb #923e57ed
-COLOURS = dict(tissue=(0, 160, 60), fold=(120, 60, 20), pen=(230, 120, 0), blur=(40, 90, 220))
+COLOURS = dict(tissue=(0, 160, 60), fold=(120, 60, 20), pen=(230, 120, 0),
+               blur=(40, 90, 220))
 
 def rings(
     mask, # (h, w) bool, one piece
 ): # List of (n, 2) x, y in pixels; the outline first, then holes
     "The closed outlines of a piece."
     from skimage.measure import approximate_polygon, find_contours
-    found = [c[:, ::-1] - .5 for c in find_contours(np.pad(mask, 1).astype(np.float32), .5)]
+    padded = np.pad(mask, 1).astype(np.float32)
+    found = [c[:, ::-1] - .5 for c in find_contours(padded, .5)]
     area = lambda c: abs(np.dot(c[:-1, 0], c[1:, 1]) - np.dot(c[1:, 0], c[:-1, 1]))
     found = [approximate_polygon(c, .5) for c in sorted(found, key=area, reverse=True)]
     return [c for c in found if len(c) > 3]
+
+def feature(
+    polygon, # Rings of [x, y] in level-0 pixels
+    name, # One of KINDS
+) -> dict: # GeoJSON feature
+    "A polygon as QuPath reads it."
+    kind = dict(name=name, color=COLOURS[name])
+    return dict(type="Feature", geometry=dict(type="Polygon", coordinates=polygon),
+                properties=dict(objectType="annotation", classification=kind))
 
 def contours(
     kinds, # (H, W) uint8 of KINDS
@@ -329,9 +361,8 @@ def contours(
         labels, _ = ndi.label(kinds == k)
         for i, box in enumerate(ndi.find_objects(labels), 1):
             at = np.array([box[1].start, box[0].start])
-            polygon = [np.round((c + at)*down).astype(int).tolist() for c in rings(labels[box] == i)]
-            if polygon: out.append(dict(type="Feature", geometry=dict(type="Polygon", coordinates=polygon),
-                properties=dict(objectType="annotation", classification=dict(name=name, color=COLOURS[name]))))
+            found = [np.round((c + at)*down) for c in rings(labels[box] == i)]
+            if found: out.append(feature([c.astype(int).tolist() for c in found], name))
     return out
 
 # %% ../nbs/20_tile.ipynb #2d4d93dd
@@ -347,17 +378,40 @@ def overview(
     from PIL import Image, ImageDraw
     from scipy import ndimage as ndi
     im = rgb.astype(np.float32)
-    for k, name in enumerate(KINDS[2:], 2): im[kinds == k] = im[kinds == k]*.45 + np.array(COLOURS[name])*.55
+    for k, name in enumerate(KINDS[2:], 2):
+        im[kinds == k] = im[kinds == k]*.45 + np.array(COLOURS[name])*.55
     clean = kinds == 1
     im[clean ^ ndi.binary_erosion(clean)] = COLOURS["tissue"]
     scale = min(longest/max(kinds.shape), 8)
     h, w = (max(1, round(n*scale)) for n in kinds.shape)
     im = Image.fromarray(im.astype(np.uint8)).resize((w, h), Image.Resampling.BILINEAR)
     draw, s = ImageDraw.Draw(im), scale/down
-    for x, y in coords: draw.rectangle([x*s, y*s, (x + px)*s - 1, (y + px)*s - 1], outline=(20, 20, 20))
+    for x, y in coords:
+        draw.rectangle([x*s, y*s, (x + px)*s - 1, (y + px)*s - 1], outline=(20, 20, 20))
     return im
 
 # %% ../nbs/20_tile.ipynb #e3c85466
+def save_tiles(
+    out, # The .h5 file; the others are written beside it
+    slide, # The open Slide
+    name, # slide_id
+    found, # `tissue_map` of the slide
+    coords, # (N, 2) level-0 pixels
+    px, # Side of a patch, level-0 pixels
+    tile_px, # Side of a patch in its own pixels
+):
+    "Write the bag, the map, the outlines and the picture of a slide."
+    from PIL import Image
+    out, (kinds, down, rgb) = Path(out), found
+    write_bag(out, coords, patch_size=px, patch_size_level0=px, patch_level=0, level=0,
+              mpp=slide.mpp, tile_px=tile_px, width=slide.width, height=slide.height,
+              mask_downsample=down, name=name)
+    Image.fromarray(kinds).save(out.with_name(name + ".png"))
+    shapes = json.dumps(dict(type="FeatureCollection", features=contours(kinds, down)))
+    out.with_name(name + ".geojson").write_text(shapes, encoding="utf-8")
+    overview(rgb, kinds, coords, px, down).save(out.with_name(name + ".jpg"), quality=85)
+
+# %% ../nbs/20_tile.ipynb #38dbc334
 def tile_slide(
     item, # slide_id, path, mpp and mpp_from of a slide
     out, # The .h5 file; the others are written beside it
@@ -367,22 +421,18 @@ def tile_slide(
     **mask, # Passed to `tissue_map`
 ):
     "Mask, patches, outlines and figure of one slide."
-    from PIL import Image
-    with open_slide(item["path"], item["mpp"] if item["mpp_from"] == "override" else None) as s:
+    mpp = item["mpp"] if item["mpp_from"] == "override" else None
+    with open_slide(item["path"], mpp) as s:
         px = patch_side(s, tile_px, target_mpp)
         if px > min(s.width, s.height):
-            raise slide_error(s.path, f"{s.width} x {s.height} px is smaller than a patch of {px} px",
-                              "lower tile.tile_px, or leave it out")
-        kinds, down, rgb = tissue_map(s, **mask)
-        coords = grid(kinds == 1, down, (s.width, s.height), px, min_tissue)
-        if not len(coords): raise slide_error(s.path, "no patch holds enough tissue", "look at its thumbnail, then leave it out or lower tile.min_tissue")
-    out = Path(out)
-    write_bag(out, coords, patch_size=px, patch_size_level0=px, patch_level=0, level=0, mpp=s.mpp,
-              tile_px=tile_px, width=s.width, height=s.height, mask_downsample=down, name=item["slide_id"])
-    Image.fromarray(kinds).save(out.with_name(item["slide_id"] + ".png"))
-    shapes = dict(type="FeatureCollection", features=contours(kinds, down))
-    out.with_name(item["slide_id"] + ".geojson").write_text(json.dumps(shapes), encoding="utf-8")
-    overview(rgb, kinds, coords, px, down).save(out.with_name(item["slide_id"] + ".jpg"), quality=85)
+            why = f"{s.width} x {s.height} px is smaller than a patch of {px} px"
+            raise slide_error(s.path, why, "lower tile.tile_px, or leave it out")
+        found = tissue_map(s, **mask)
+        coords = grid(found[0] == 1, found[1], (s.width, s.height), px, min_tissue)
+        if not len(coords):
+            mend = "look at it, then leave it out or lower tile.min_tissue"
+            raise slide_error(s.path, "no patch holds enough tissue", mend)
+    save_tiles(out, s, item["slide_id"], found, coords, px, tile_px)
 
 # %% ../nbs/20_tile.ipynb #6a09af5f
 def score_slide(
@@ -408,32 +458,44 @@ def same_slide(
     "The fingerprint of a slide's file."
     p = Path(item["path"])
     st = p.stat() if p.is_file() else None
-    print_of = item["quickhash"] or (st and st.st_mtime_ns)
-    return [item["path"], print_of, st and st.st_size, item["mpp"], item["mpp_from"]]
+    mark = item["quickhash"] or (st and st.st_mtime_ns)
+    return [item["path"], mark, st and st.st_size, item["mpp"], item["mpp_from"]]
 
-def score_all(data, ids):
-    "Scores of the slides whose truth is known, one row each."
+def score_all(
+    data, # Root of everything produced
+    ids, # slide_ids
+) -> pd.DataFrame: # One row a slide whose truth is known
+    "Scores of the slides that the phantom painted."
     from PIL import Image
-    root, rows = Path(data)/"phantom"/"truth", []
-    for i in (i for i in ids if (root/f"{i}.json").exists()):
-        kinds, bag = np.array(Image.open(Path(data)/"tiles"/f"{i}.png")), read_bag(Path(data)/"tiles"/f"{i}.h5", False)
-        rows.append(dict(slide_id=i) | score_slide(kinds, bag.attrs["mask_downsample"], Truth.load(root, i)))
+    truth, tiles, rows = Path(data)/"phantom"/"truth", Path(data)/"tiles", []
+    for i in (i for i in ids if (truth/f"{i}.json").exists()):
+        kinds = np.array(Image.open(tiles/f"{i}.png"))
+        down = read_bag(tiles/f"{i}.h5", False).attrs["mask_downsample"]
+        rows.append(dict(slide_id=i) | score_slide(kinds, down, Truth.load(truth, i)))
     return pd.DataFrame(rows)
 
-CODE = [tile_slide, tissue_map, tissue_mask, find_pen, find_folds, find_blur, first_look, second_look, cells_of,
-        white_point, density, saturation, closed, opened, drop_small, grow, grid, area_table, patch_side, contours, overview]
+# %% ../nbs/20_tile.ipynb #d71a87a8
+CODE = [tile_slide, save_tiles, tissue_map, tissue_mask, find_pen, find_folds, find_blur,
+        less_detail, first_look, second_look, cells_of, white_point, density, saturation,
+        closed, opened, drop_small, grow, grid, area_table, patch_side, contours, rings,
+        overview]
 
-def run_tile(data, tile_px, target_mpp, min_tissue, tissue_um, threshold, denser, sharp, unknown_mpp, workers, max_failed):
+def run_tile(data, tile_px, target_mpp, min_tissue, tissue_um, threshold, denser, sharp,
+             unknown_mpp, workers, max_failed):
     "The whole stage: slides to tissue maps and patch coordinates."
-    slides = read_table(Path(data)/"slides.parquet")
-    items = slides[slides.status == "ok"][["slide_id", "path", "mpp", "mpp_from", "quickhash"]].to_dict("records")
-    params = dict(tile_px=tile_px, target_mpp=target_mpp, min_tissue=min_tissue, tissue_um=tissue_um,
-                  threshold=threshold, denser=denser, sharp=sharp, unknown_mpp=unknown_mpp)
-    out = Path(data)/"tiles"
-    ids = each(partial(tile_slide, **params), items, out, lambda i: i["slide_id"], ".h5", params=params,
-               inputs=same_slide, code=CODE, workers=workers, max_failed=max_failed, desc="tile")
+    slides, out = read_table(Path(data)/"slides.parquet"), Path(data)/"tiles"
+    slides = slides[slides.status == "ok"]
+    big = (slides.width*slides.height).sum() > 2e9
+    columns = ["slide_id", "path", "mpp", "mpp_from", "quickhash"]
+    params = dict(tile_px=tile_px, target_mpp=target_mpp, min_tissue=min_tissue,
+                  tissue_um=tissue_um, threshold=threshold, denser=denser, sharp=sharp,
+                  unknown_mpp=unknown_mpp)
+    ids = each(partial(tile_slide, **params), slides[columns].to_dict("records"), out,
+               lambda i: i["slide_id"], ".h5", params=params, inputs=same_slide,
+               code=CODE, workers=workers if big else 1, max_failed=max_failed, desc="tile")
     n = [len(read_bag(out/f"{i}.h5", False)) for i in ids]
     scores = score_all(data, ids)
     means = scores.drop(columns="slide_id").mean().to_dict() if len(scores) else {}
-    write_metrics("tile", means | dict(slides=len(ids), failed=len(items) - len(ids), patches=sum(n)), data)
+    counts = dict(slides=len(ids), failed=len(slides) - len(ids), patches=sum(n))
+    write_metrics("tile", means | counts, data)
     return pd.DataFrame(dict(slide_id=ids, patches=n)), scores
