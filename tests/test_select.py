@@ -183,10 +183,10 @@ def made(tmp_path_factory, model):
         paint_slide(tmp_path/f"{k}.tiff")
         _,f,_,_ = blobs(len(xy), 256, seed=len(rows))
         write_bag(tmp_path/f"features/{k}.h5", xy, f, patch_size_level0=112, mpp=.25, encoder=hash)
-        rows.append(dict(slide_id=k, path=str(tmp_path/f"{k}.tiff"), mpp=.25, mpp_from="metadata", status="ok", source="colon", report_id=report))
+        rows.append(dict(slide_id=k, path=str(tmp_path/f"{k}.tiff"), mpp=.25, mpp_from="metadata", status="ok", source="colon", project="COAD", report_id=report))
     write_table(pd.DataFrame(rows), tmp_path/"slides.parquet")
     write_table(pd.DataFrame(dict(report_id="R", part=[0,1], text=["infiltrating glands","necrosis is present"])), tmp_path/"reports.parquet")
-    write_table(pd.DataFrame(dict(source="colon", attribute=["enlarged nuclei","mucin","fat"])), tmp_path/"attributes.parquet")
+    write_table(pd.DataFrame(dict(source="colon", project="COAD", attribute=["enlarged nuclei","mucin","fat"])), tmp_path/"attributes.parquet")
     return tmp_path
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def root(made, tmp_path):
 
 def go(root, model, **kw):
     ps = dict(data=str(root), seed=0, device="cpu", workers=1, max_failed=.5, model=model, top_report=8, top_attribute=8,
-              n_cluster=30, max_patches=40, search_denied=False, threshold=.88, gamma=1., quality=85)
+              n_cluster=30, max_patches=40, search_denied=False, whole_report=.75, threshold=.88, gamma=1., quality=85)
     return run_select(**ps|kw)[0]
 
 def files(root): return {str(p.relative_to(root)):p.read_bytes() for p in sorted((root/"patches").rglob("*.*")) if p.is_file()}
@@ -259,7 +259,7 @@ def test_a_slide_without_patches(root, model):
     assert go(root, model).slide_id.unique().tolist() == ["A"]
     assert not (root/"patches/errors.parquet").exists() and (root/"patches/B.contact.jpg").exists()
 
-@pytest.mark.parametrize("bad", (dict(threshold=1.5), dict(gamma=-1.), dict(quality=0), dict(top_report=-1), dict(max_patches=0)))
+@pytest.mark.parametrize("bad", (dict(threshold=1.5), dict(gamma=-1.), dict(quality=0), dict(whole_report=2.), dict(top_report=-1), dict(max_patches=0)))
 def test_values_out_of_range_are_refused_by_name(root, model, bad):
     with pytest.raises(PathgenError, match=f"select.{next(iter(bad))} is"): go(root, model, **bad)
     assert not (root/"patches").exists()
@@ -278,8 +278,8 @@ def test_denials_are_no_prompts(root, model):
     assert len(slide_items(root, clip, search_denied=True)[0]["report"][0]) == 2
 
 def test_a_source_without_attributes_is_named(root, model):
-    write_table(pd.DataFrame(dict(source=["lung"], attribute=["alveoli"])), root/"attributes.parquet")
-    with pytest.raises(PathgenError, match="lacks the source colon"): go(root, model)
+    write_table(pd.DataFrame(dict(source=["colon"], project=["READ"], attribute=["crypts"])), root/"attributes.parquet")
+    with pytest.raises(PathgenError, match="lacks the source 'colon'"): go(root, model)
 
 # -- speed
 
