@@ -6,7 +6,8 @@ Docs: https://pathgen.github.io/pathgen/clip.html.md"""
 
 # %% auto #0
 __all__ = ['CONTEXT', 'TINY', 'MEAN', 'STD', 'CARD', 'count_tokens', 'register', 'square', 'precision', 'normalize', 'Clip',
-           'Files', 'load_images', 'build_clip', 'augment', 'Batches', 'fit', 'probe', 'save_clip', 'load_clip']
+           'Files', 'load_images', 'skip_empty', 'build_clip', 'augment', 'Batches', 'fit', 'probe', 'save_clip',
+           'load_clip']
 
 # %% ../nbs/04_clip.ipynb #03e734e1
 from pathlib import Path
@@ -85,7 +86,7 @@ def normalize(
 class Clip:
     "An open_clip model, ready to encode patches and sentences."
     def __init__(self, model, tokenizer, config, name, hash, device="cpu", batch=128):
-        self.model,self.tokenizer,self.config = model.eval(),tokenizer,config
+        self.model,self.tokenizer,self.config = skip_empty(model).eval(),tokenizer,config
         self.name,self.hash,self.device,self.batch = name,hash,device,batch
         px = model.visual.image_size
         self.image_px = px[0] if isinstance(px, (tuple,list)) else px
@@ -143,6 +144,25 @@ def load_images(
     out = np.empty((len(paths),px,px,3), np.uint8)
     for i in range(0, len(out), 512): out[i:i+512] = Files(paths, px)[i:i+512]
     return out
+
+# %% ../nbs/04_clip.ipynb #fb99f569
+def skip_empty(
+    model, # open_clip model
+): # -> the same model
+    "Let the text tower of a plain CLIP stop at the end of the longest text of a batch."
+    import open_clip, types
+    from open_clip.transformer import text_global_pool
+    import torch
+    def encode_text(self, text, normalize=False):
+        n = int(text.argmax(1).max())+1
+        cast = self.transformer.get_cast_dtype()
+        x = self.token_embedding(text[:,:n]).to(cast) + self.positional_embedding[:n].to(cast)
+        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:n,:n]))
+        x = text_global_pool(x, text[:,:n], "argmax") @ self.text_projection
+        return torch.nn.functional.normalize(x, dim=-1) if normalize else x
+    plain = type(model) is open_clip.CLIP and model.attn_mask is not None and model.text_pool_type == "argmax"
+    if plain and isinstance(model.text_projection, torch.nn.Parameter): model.encode_text = types.MethodType(encode_text, model)
+    return model
 
 # %% ../nbs/04_clip.ipynb #10996e69
 def build_clip(
