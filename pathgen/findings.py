@@ -71,8 +71,10 @@ def concepts(
 
 # %% ../nbs/01_findings.ipynb #a9e3e0c6
 concepts("architecture",
-    normal_glands="""normal glands; regular, evenly spaced glands; preserved glandular structures
-      | normal .. gland*/crypt*/acini/tubule*; benign .. gland*/acini; regular .. gland*/crypt*;
+    normal_glands="""normal glands; regular, evenly spaced glands;
+        preserved glandular structures
+      | normal .. gland*/crypt*/acini/tubule*; benign .. gland*/acini;
+        regular .. gland*/crypt*;
         evenly spaced gland*; preserved .. gland*; well formed benign gland*;
         gland* .. architecture .. preserved/intact
       | loss of .. gland*/crypt*; lack* normal .. gland*""",
@@ -81,57 +83,70 @@ concepts("architecture",
         gland* .. infiltrat*; angulated gland*; haphazard* .. gland*; atypical gland*;
         neoplastic gland*; distorted gland*; abnormal gland*; infiltrating tubule*""",
     cribriform="""cribriform glands; fused, cribriform glands
-      | cribriform*; fused .. gland*; gland* fusion; fusion of gland*; back to back gland*;
+      | cribriform*; fused .. gland*; gland* fusion; fusion of gland*;
+        back to back gland*;
         sieve like""",
     solid_growth="""solid sheets of tumour cells; a solid growth pattern
       | solid growth; solid sheet*/nest*/area*/pattern*/architecture/component*/tumor*;
-        sheets of .. cell*; cell* .. in .. sheets; solidly arranged; growing in solid; sheet like growth""",
-    in_situ="""carcinoma in situ; in situ neoplasia; an intact basement membrane around neoplastic cells
-      | in situ; intraductal carcinoma; dcis; lcis; intraepithelial/epithelial neoplas*/carcinoma; hgpin;
+        sheets of .. cell*; cell* .. in .. sheets; solidly arranged; growing in solid;
+        sheet like growth""",
+    in_situ="""carcinoma in situ; in situ neoplasia;
+        an intact basement membrane around neoplastic cells
+      | in situ; intraductal carcinoma; dcis; lcis;
+        intraepithelial/epithelial neoplas*/carcinoma; hgpin;
         high grade pin; pin; cin; preinvasive; non invasive .. carcinoma""",
     papillary="papillary structures | papilla*; micropapilla*; fibrovascular core*",
     nests="nests of tumour cells | nest of; nests; nested; nesting; trabecul*; cords",
     fascicles="interlacing fascicles | fascic*; storiform; whorl*; bundles of .. cells/fibers",
     follicles="follicles | follicle; follicular",
-    disordered_architecture="""disordered architecture | disrupt* .. architecture; disorganiz*;
+    disordered_architecture="""disordered architecture | disrupt* .. architecture;
+        disorganiz*;
       architectur* .. disrupt*/distort*/disarray/disorder*; distort* .. architecture;
       disorder* .. architecture; loss of .. architecture; loss of polarity; disrupt*""",
-    preserved_architecture="""preserved tissue architecture | preserved; normal .. architecture;
+    preserved_architecture="""preserved tissue architecture | preserved;
+        normal .. architecture;
       intact .. architecture; architecture .. preserved/intact/maintained;
       maintain* .. architecture; well organized; organized .. architecture""",
-    hypercellularity="""increased cellularity | hypercellular*; high cellularity; densely packed;
-      increased .. cellularity; dense cellularity; densely cellular; high cellular density;
+    hypercellularity="""increased cellularity | hypercellular*; high cellularity;
+        densely packed;
+      increased .. cellularity; dense cellularity; densely cellular;
+        high cellular density;
       dense cell*; highly cellular; tightly packed cell*; crowd*""")
 
 # %% ../nbs/01_findings.ipynb #9e55ef8a
 concepts("stroma",
     fibrous_stroma="""fibrous stroma; collagenous connective tissue; bundles of collagen
       | fibrous .. stroma*/tissue/bands/septa; collagen*; fibrous; connective tissue;
-        fibrocollagenous; fibrous septa; fibro vascular; fibromuscular; fibrovascular tissue""",
+        fibrocollagenous; fibrous septa; fibro vascular; fibromuscular;
+        fibrovascular tissue""",
     desmoplasia="""desmoplastic stroma; a desmoplastic stromal reaction
       | desmoplas*; stromal reaction; reactive .. stroma; tumor stroma; scirrhous;
         cancer associated stroma""",
     smooth_muscle="""smooth muscle; bundles of smooth muscle
       | smooth muscle; muscularis; leiomyo*; fibromuscular; muscle bundle""",
     adipose="""adipose tissue; mature adipocytes
-      | adipos*; adipocyt*; fat; fatty tissue; fat cell; fibroadipose; periprostatic fat; lipocyte""",
+      | adipos*; adipocyt*; fat; fatty tissue; fat cell; fibroadipose;
+        periprostatic fat; lipocyte""",
     fibrosis="fibrosis | fibros*; fibrotic; sclerosis; sclerotic; scar*; hyalin*",
     myxoid="myxoid stroma | myxoid*; myxomatous; loose stroma",
     edema="oedema | edema*; edematous",
-    vessels="""blood vessels | blood vessel; capillar*; vascular structures; vascular channel;
+    vessels="""blood vessels | blood vessel; capillar*; vascular structures;
+        vascular channel;
       neovascular*; vascularity; vasculature; venule; arteriole""",
     calcification="calcifications | calcif*; microcalcif*; psammoma*; corpora amylacea")
 
 # %% ../nbs/01_findings.ipynb #615fccf1
 concepts("cells",
     lymphocytes="""lymphocytes; a lymphocytic infiltrate; aggregates of lymphocytes
-      | lymphocyt*; lymphoid .. cell*/aggregate*/infiltrat*/follicle*/tissue; lymphoplasmacytic;
+      | lymphocyt*; lymphoid .. cell*/aggregate*/infiltrat*/follicle*/tissue;
+        lymphoplasmacytic;
         chronic inflammat*; tumor infiltrating lymphocyte; tils; lymphoid""",
     necrosis="necrosis; necrotic debris | necrosis; necroses; necrot*; comedonecrosis; cell debris",
     mucin="""mucin; pools of extracellular mucin
       | mucin*; mucus; mucoid; mucous; signet ring; colloid carcinoma; goblet cell""",
     hemorrhage="""haemorrhage; extravasated red blood cells
-      | hemorrhag*; extravasated .. blood; extravasated .. erythrocyte*; red blood cell; erythrocyte;
+      | hemorrhag*; extravasated .. blood; extravasated .. erythrocyte*; red blood cell;
+        erythrocyte;
         bleeding; hemosiderin*""",
     inflammation="""inflammation | inflamm*; prostatitis; colitis; gastritis; hepatitis;
       immune cell; immune infiltrat*; immune response""",
@@ -154,25 +169,35 @@ concepts("nuclei",
       | enlarged/large/larger/big .. nuclei/nucleus; nuclei/nucleus .. enlarged/large;
         nuclear enlargement; nucleomegaly; karyomegal*; macronuclei""",
     hyperchromasia="""hyperchromatic nuclei; nuclear hyperchromasia
-      | hyperchrom*; dark/darkly/dense/densely .. stain* .. nuclei; dark nuclei; coarse chromatin;
+      | hyperchrom*; dark/darkly/dense/densely .. stain* .. nuclei; dark nuclei;
+        coarse chromatin;
         dense chromatin; nuclei .. darkly stain*""",
-    pleomorphism="""nuclear pleomorphism; pleomorphic nuclei; marked variation in nuclear size and shape
+    pleomorphism="""nuclear pleomorphism; pleomorphic nuclei;
+        marked variation in nuclear size and shape
       | pleomorph*; polymorph* nuclei; anisonucleosis; anisokaryosis; anisocytosis;
         variation/variability/variable/varied/varying/vary/variably .. nuclear/nuclei .. size/sizes/shape;
-        nuclei .. varying/variable/varied/vary .. size/sizes/shape; irregular nuclear contours;
-        irregular .. nuclei; nuclear irregularit*; variably sized nuclei; bizarre nuclei""",
+        nuclei .. varying/variable/varied/vary .. size/sizes/shape;
+        irregular nuclear contours;
+        irregular .. nuclei; nuclear irregularit*; variably sized nuclei;
+        bizarre nuclei""",
     prominent_nucleoli="""prominent nucleoli; conspicuous nucleoli
       | prominent/conspicuous/visible/large/macro/distinct/enlarged .. nucleoli/nucleolus;
-        nucleoli/nucleolus .. prominent/conspicuous/visible; macronucleol*; nucleoli; nucleolus
-      | inconspicuous/indistinct/small .. nucleoli; nucleoli .. inconspicuous/indistinct""",
+        nucleoli/nucleolus .. prominent/conspicuous/visible; macronucleol*; nucleoli;
+        nucleolus
+      | inconspicuous/indistinct/small .. nucleoli;
+        nucleoli .. inconspicuous/indistinct""",
     mitoses="""mitotic figures; frequent mitoses; brisk mitotic activity
       | mitosis; mitoses; mitotic; mitotically active""",
     uniform_nuclei="""uniform nuclei; small, regular nuclei; bland, uniform nuclei
-      | uniform .. nuclei/nucleus; bland .. nuclei/cytology; monomorph*; small .. regular nuclei;
-        nuclei .. uniform/regular/bland; uniform .. cell*; regular .. nuclei; monotonous""",
-    vesicular_nuclei="vesicular nuclei | vesicular .. nuclei; nuclear clearing; open chromatin; ground glass nuclei",
+      | uniform .. nuclei/nucleus; bland .. nuclei/cytology; monomorph*;
+        small .. regular nuclei;
+        nuclei .. uniform/regular/bland; uniform .. cell*; regular .. nuclei;
+        monotonous""",
+    vesicular_nuclei="""vesicular nuclei | vesicular .. nuclei; nuclear clearing; open chromatin;
+      ground glass nuclei""",
     high_nc_ratio="""a high nuclear-to-cytoplasmic ratio
-      | nuclear/nucleus to cytoplasm/cytoplasmic .. ratio; n c ratio; nuclear cytoplasmic ratio""")
+      | nuclear/nucleus to cytoplasm/cytoplasmic .. ratio; n c ratio;
+        nuclear cytoplasmic ratio""")
 
 concepts("cytoplasm",
     eosinophilic_cytoplasm="eosinophilic cytoplasm | eosinophilic .. cytoplasm; pink .. cytoplasm; oncocyt*",
@@ -184,7 +209,8 @@ concepts("cytoplasm",
 # %% ../nbs/01_findings.ipynb #c3c7c165
 concepts("diagnosis",
     malignancy="""malignancy; invasive carcinoma; a malignant neoplasm
-      | malignan*; *carcinoma; cancer*; *sarcoma; lymphoma; melanoma; glioma; *blastoma; seminoma;
+      | malignan*; *carcinoma; cancer*; *sarcoma; lymphoma; melanoma; glioma; *blastoma;
+        seminoma;
         mesothelioma""",
     benign="benign tissue; a benign lesion | benign*; non neoplastic; non malignant; healthy",
     neoplasm="a neoplastic process | neoplas*; tumor mass",
@@ -201,37 +227,50 @@ concepts("diagnosis",
 _inv = "invasion/invades/involvement/infiltration/extension/spread/permeation"
 _org = "prostate/organ/breast/kidney/colon/stomach/lung/capsule/thyroid/liver"
 concepts("report",
-    perineural_invasion=f"perineural invasion | perineural/intraneural .. {_inv}; perineural; pni; neural invasion",
+    perineural_invasion=f"""perineural invasion | perineural/intraneural .. {_inv}; perineural;
+      pni; neural invasion""",
     vascular_invasion=f"""lymphovascular invasion; vascular invasion
-      | lymphovascular/angiolymphatic/vascular/lymphatic/venous/angio .. {_inv}; lvi; blvi;
+      | lymphovascular/angiolymphatic/vascular/lymphatic/venous/angio .. {_inv}; lvi;
+        blvi;
         tumor emboli; lymph vascular .. {_inv}; capillary lymphatic .. {_inv};
-        lymphatic .. vascular .. {_inv}; lymphovascular; angiolymphatic; vascular space {_inv}; vessel .. {_inv}; {_inv} .. vessel/lymphatic/vein""",
+        lymphatic .. vascular .. {_inv}; lymphovascular; angiolymphatic;
+        vascular space {_inv}; vessel .. {_inv}; {_inv} .. vessel/lymphatic/vein""",
     extension_beyond_organ=f"""extension beyond the organ; extraprostatic extension
       | extraprostatic .. {_inv}/tumor*; extracapsular .. {_inv}/tumor*; extraprostatic;
         extracapsular; extraorgan; epe; extrathyroidal .. {_inv}; periprostatic .. {_inv};
         {_inv} .. periprostatic/pericolic/perirenal/perinephric; capsular {_inv}; ece;
         beyond the {_org}
-      | confined to .. {_org}; organ confined; limited to .. {_org}; confined within .. {_org}""",
+      | confined to .. {_org}; organ confined; limited to .. {_org};
+        confined within .. {_org}""",
     seminal_vesicle_invasion=f"""seminal vesicle invasion
-      | seminal vesicle .. {_inv}; seminal vesicle .. involved/positive; invades .. seminal vesicle;
+      | seminal vesicle .. {_inv}; seminal vesicle .. involved/positive;
+        invades .. seminal vesicle;
         {_inv} .. seminal vesicle; svi; tumor .. seminal vesicle
-      | seminal vesicle .. uninvolved/free/negative/unremarkable/benign/clear; benign .. seminal vesicle;
-        seminal vesicle .. no .. tumor*/carcinoma/invasion; tumor free .. seminal vesicle; uninvolved .. seminal vesicle""",
+      | seminal vesicle .. uninvolved/free/negative/unremarkable/benign/clear;
+        benign .. seminal vesicle;
+        seminal vesicle .. no .. tumor*/carcinoma/invasion;
+        tumor free .. seminal vesicle; uninvolved .. seminal vesicle""",
     margin_involved="""involved margins; tumour at the resection margin
-      | margin .. involved/positive; positive .. margin; tumor* .. margin; carcinoma .. margin;
+      | margin .. involved/positive; positive .. margin; tumor* .. margin;
+        carcinoma .. margin;
         involves .. margin; at inked margin
-      | margin .. uninvolved/negative/free/clear; negative .. margin; uninvolved .. margin;
-        free .. margin; margin .. no .. tumor*/carcinoma; no .. tumor*/carcinoma .. margin""",
+      | margin .. uninvolved/negative/free/clear; negative .. margin;
+        uninvolved .. margin;
+        free .. margin; margin .. no .. tumor*/carcinoma;
+        no .. tumor*/carcinoma .. margin""",
     nodal_metastasis="""lymph node metastasis; metastatic carcinoma in lymph nodes
-      | node with metasta*; node .. metasta*; nodal .. metasta*; metasta* .. node; node .. positive; node positive
-      | benign .. lymph node; node .. negative/benign/free; negative .. lymph node; reactive lymph node;
+      | node with metasta*; node .. metasta*; nodal .. metasta*; metasta* .. node;
+        node .. positive; node positive
+      | benign .. lymph node; node .. negative/benign/free; negative .. lymph node;
+        reactive lymph node;
         node .. no .. tumor*/carcinoma/metasta*/malignan*; free .. lymph node;
         no .. tumor*/carcinoma/metasta*/malignan*/neoplas* .. node""",
     metastasis="metastasis | metasta*",
     multifocal="multifocal tumour | multifocal*; multicentric*",
     gleason="Gleason grade | gleason*; primary/secondary/tertiary .. pattern",
     grade="""high grade; poorly differentiated
-      | grade; high grade; low grade; intermediate grade; poorly/moderately/well/un differentiated;
+      | grade; high grade; low grade; intermediate grade;
+        poorly/moderately/well/un differentiated;
         undifferentiated; nuclear grade; who grade; isup""")
 
 # %% ../nbs/01_findings.ipynb #5caf1cbf
@@ -301,7 +340,8 @@ def _hidden(f, text, found):
     "Is `f` part of a longer name, or a denial that concerns another site?"
     over = [(g.start, g.end) for g in found if f.concept in HIDES.get(g.concept, ())]
     if _meets((f.start, f.end), over): return True
-    if f.present or f.concept not in ("malignancy", "adenocarcinoma"): return False
+    if f.present or f.concept not in ("malignancy", "adenocarcinoma", "gleason", "grade"): return False
+    if f.concept in ("gleason", "grade"): return True
     a = max([0] + [m.end() for m in STOP.finditer(text, 0, f.start)])
     b = min([len(text)] + [m.start() for m in STOP.finditer(text, f.end)])
     return bool(SITE.search(text, a, b))
@@ -315,7 +355,8 @@ def parse(
         neg = [m.span() for m in c.denied.finditer(text)] if c.denied else []
         pos = [m.span() for m in c.found.finditer(text)]
         out += [Finding(k, False, *s, text[slice(*s)]) for s in neg]
-        out += [Finding(k, not _meets(s, spans), *s, text[slice(*s)]) for s in pos if not _meets(s, neg)]
+        out += [Finding(k, not _meets(s, spans), *s, text[slice(*s)])
+                for s in pos if not _meets(s, neg)]
     out = [f for f in out if not _hidden(f, text, out)]
     return sorted(out, key=lambda f: (f.start, f.end, f.concept))
 
