@@ -34,7 +34,7 @@ def render(
     "The prompt of `role` with its places filled."
     need = [n for _,n,_,_ in string.Formatter().parse(role.prompt) if n]
     if lost := [n for n in need if n not in inputs]:
-        raise PathgenError(f"role {role.name}: the prompt needs {', '.join(lost)}, which was not given")
+        raise PathgenError(f"role {role.name}: the prompt needs {', '.join(lost)}, not given")
     return role.prompt.format(**{n:inputs[n] for n in need})
 
 # %% ../nbs/02_chat.ipynb #a9cfdf81
@@ -95,7 +95,8 @@ def builtin(
 
 def _rule(role):
     if role.name in RULES: return RULES[role.name]
-    raise PathgenError(f"provider builtin has no rule for the role {role.name!r}: import the stage that has it")
+    raise PathgenError(f"provider builtin has no rule for the role {role.name!r}: import the stage "
+                       "that has it")
 
 def _rule_hash(role, **options):
     f = _rule(role)
@@ -117,8 +118,9 @@ def allow(
     "The provider, if it may see the inputs of `role`."
     p = get_provider(provider)
     if role.private and not deidentified and not p.local(**options):
-        raise PathgenError(f"role {role.name}: provider {provider} would send private data off this machine: set "
-            "reports.deidentified: true if the reports are free of it, or use the provider builtin")
+        raise PathgenError(f"role {role.name}: provider {provider} would send private data off this "
+            "machine: set reports.deidentified: true if the reports are free of it, or use the "
+            "provider builtin")
     return p
 
 # %% ../nbs/02_chat.ipynb #296b4f78
@@ -154,4 +156,5 @@ def ask(
             value = check(role, p.call(role, prompt, inputs, attempt, complaint, **options))
             return Answer(value, provenance(role, provider, **options))
         except ValueError as e: complaint = " ".join(str(e).split())
-    raise AnswerError(f"role {role.name}: provider {provider} gave no good answer in {1+retries} tries: {complaint}")
+    raise AnswerError(f"role {role.name}: provider {provider} gave no good answer in {1+retries} "
+                      f"tries: {complaint}")
