@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/init.html.md"""
 
 # %% auto #0
 __all__ = ['READERS', 'REASONS', 'read_pathcap', 'read_quilt', 'read_pairs_csv', 'read_source', 'clean_caption', 'count_words',
-           'stain_measures', 'Image_BOX', 'fingerprint', 'bits_apart', 'measure_image', 'measure_images', 'near_copies',
+           'stain_measures', 'fingerprint', 'bits_apart', 'measure_image', 'measure_images', 'near_copies',
            'first_reason', 'pair_scores', 'cross_scores', 'cut_lowest', 'jpeg', 'write_shards', 'judge', 'gather',
            'first_scores', 'run_init', 'take_most', 'finish']
 
@@ -112,26 +112,24 @@ def count_words(
 # %% ../nbs/14_init.ipynb #f1031cc1
 def stain_measures(
     image, # PIL image
-)->dict: # stained (share of pixels), he (share of the stained), colours (count)
+)->dict: # stained (share of pixels), he (share of their density), colours (count)
     "Measure how much an image looks like H&E."
-    small = image.convert("RGB").resize((128,128), Image_BOX())
+    from PIL import Image
+    small = image.convert("RGB").resize((128,128), Image.BOX)
     od = -np.log10((np.asarray(small, float)+1)/256)
     stained = od.mean(-1) > .06
-    r,g,b = od[stained].T if stained.any() else np.zeros((3,1))
-    he = (g >= .8*r) & (g >= 1.15*b) & (g-np.minimum(r,b) > .03)
-    colours = len(np.unique(np.asarray(small).reshape(-1,3)//16, axis=0))
-    return dict(stained=float(stained.mean()), he=float(he.mean()), colours=colours)
-
-def Image_BOX():
-    from PIL import Image
-    return Image.BOX
+    (r,g,b),weight = od[stained].T, od[stained].mean(1)
+    he = weight[(g >= .8*r) & (g >= 1.15*b) & (g-np.minimum(r,b) > .03)].sum()/max(weight.sum(), 1e-9)
+    colours = len(np.unique(np.asarray(small, int)//16 @ (256,16,1)))
+    return dict(stained=float(stained.mean()), he=float(he), colours=colours)
 
 # %% ../nbs/14_init.ipynb #eabfca3a
 def fingerprint(
     image, # PIL image
 )->np.ndarray: # 32 bytes
     "Compute the 256-bit difference hash of an image."
-    g = np.asarray(image.convert("L").resize((17,16), Image_BOX()), int)
+    from PIL import Image
+    g = np.asarray(image.convert("L").resize((17,16), Image.BOX), int)
     return np.packbits(g[:,1:] > g[:,:-1])
 
 def bits_apart(
@@ -197,7 +195,7 @@ def first_reason(
     df, # Rows with the columns of `measure_image`, caption, flagged, image
     min_px:int, # Smallest side, px
     min_words:int, # Fewest words
-    min_he:float, # Smallest share of H&E-like pixels among the stained
+    min_he:float, # Smallest share of the optical density that is H&E-like
     near_bits:int, # Largest distance of a near duplicate, bits of 256
 )->pd.Series: # The first rule a pair breaks, or "" if none
     "Decide which pairs go before any model is asked."
@@ -231,21 +229,24 @@ def pair_scores(
 def cross_scores(
     images, # uint8 (N,px,px,3)
     texts, # N captions
-    folds:int=2, # Parts; each is judged by a model trained on the others
+    trusted=None, # (N,) bool: pairs that are not judged, so every model may learn from them
+    folds:int=2, # Parts; each is judged by a model trained on the others and on the trusted
     seed:int=0, # Of folds and training
     device:str="auto", # auto, cpu, cuda
     **kw, # epochs, batch, lr of `clip.fit`
-)->np.ndarray: # (N,) scores
+)->np.ndarray: # (N,) scores; for the trusted the mean over all models
     "Score every pair with a small CLIP that has not seen it."
     from pathgen.clip import build_clip, fit
-    part = rng(seed, "folds").permutation(len(texts)) % folds
-    out = np.zeros(len(texts))
+    n = len(texts)
+    part = rng(seed, "folds").permutation(n) % folds
+    part[np.zeros(n, bool) if trusted is None else trusted] = folds
+    out = np.zeros(n)
     for f in range(folds):
-        mine,rest = np.flatnonzero(part == f), np.flatnonzero(part != f)
+        rest,mine = np.flatnonzero(part != f), np.flatnonzero((part == f) | (part == folds))
         clip = build_clip("tiny", seed, device)
         fit(clip, images[rest], [texts[i] for i in rest], seed=seed, desc=f"first model {f+1}/{folds}", **kw)
         s = pair_scores(clip.encode_images(images[mine]), clip.encode_texts([texts[i] for i in mine]))
-        out[mine] = (s-s.mean())/s.std()
+        out[mine] += np.where(part[mine] == folds, 1/folds, 1)*s/s.std()
     return out
 
 # %% ../nbs/14_init.ipynb #404acf97
@@ -332,6 +333,7 @@ def gather(
 
 def first_scores(
     df, # Pairs with image (relative to root) and caption
+    trusted, # (N,) bool: pairs that are not judged
     root, # Root of everything produced
     model, # Folder or open_clip name; None trains one by cross-fitting
     folds:int=2, # Parts of the cross-fit
@@ -344,7 +346,7 @@ def first_scores(
     paths = [Path(root)/p for p in df.image]
     if model is None:
         ims = load_images(paths, TINY["vision_cfg"]["image_size"])
-        return cross_scores(ims, list(df.caption), folds, seed, device, **kw)
+        return cross_scores(ims, list(df.caption), trusted, folds, seed, device, **kw)
     clip = load_clip(model, device)
     return pair_scores(clip.encode_images(Files(paths, clip.image_px)), clip.encode_texts(list(df.caption)))
 
@@ -359,9 +361,10 @@ def run_init(data, seed, device, workers, pathcap, quilt, openpath, csv, min_px,
     df["reason"] = first_reason(df, min_px, min_words, min_he, near_bits)
     df["score"] = np.nan
     left = df.reason == ""
-    df.loc[left,"score"] = first_scores(df[left], data, model, seed=seed, device=device, epochs=epochs, batch=batch, lr=lr)
-    bad,cuts = cut_lowest(df.score[left].values, df.source[left], dict(pathcap=drop_pathcap, quilt=drop_quilt,
-        openpath=drop_openpath, csv=drop_csv))
+    drop = dict(pathcap=drop_pathcap, quilt=drop_quilt, openpath=drop_openpath, csv=drop_csv)
+    trusted = df.source[left].map(drop).values == 0
+    df.loc[left,"score"] = first_scores(df[left], trusted, data, model, seed=seed, device=device, epochs=epochs, batch=batch, lr=lr)
+    bad,cuts = cut_lowest(df.score[left].values, df.source[left], drop)
     df.loc[df.index[left][bad],"reason"] = "misaligned"
     df = take_most(df, dict(pathcap=most_pathcap, quilt=most_quilt, openpath=most_openpath), seed)
     return finish(df, data, seed, workers, val_share, shard_pairs, most_px), cuts
