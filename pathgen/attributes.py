@@ -9,13 +9,14 @@ __all__ = ['N', 'ATTRIBUTES', 'TABLE', 'COMMONEST', 'Attributes', 'read_lists', 
            'run_attributes']
 
 # %% ../nbs/13_attributes.ipynb #7f50d2e4
-import csv
+import csv, re
 from functools import partial
 from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel, field_validator
-from .chat import Role, allow, ask, builtin
-from .core import PathgenError, each, file_digest, need, read_table, write_metrics, write_table
+from .chat import Role, allow, ask, builtin, provenance
+from .core import (PathgenError, each, file_digest, need, read_table, write_metrics,
+                          write_table)
 from .findings import TISSUE_SOURCES, tissue_source
 
 # %% ../nbs/13_attributes.ipynb #415ed470
@@ -31,12 +32,13 @@ class Attributes(BaseModel):
         v = [a.strip() for a in v]
         if len(v) != N: raise ValueError(f"{len(v)} attributes, {N} are wanted")
         if len({a.lower() for a in v}) < N: raise ValueError("an attribute is there twice")
-        if bad := [a for a in v if not 1 <= len(a.split()) <= 20]: raise ValueError(f"not 1 to 20 words: {bad[0]!r}")
+        bad = [a for a in v if not 1 <= len(a.split()) <= 20]
+        if bad: raise ValueError(f"not 1 to 20 words: {bad[0]!r}")
         return v
 
-ATTRIBUTES = Role("attributes", "This image is a tissue patch from a {source} whole slide image of {project}. Please list "
-    "20 pathological features or attributes that might appear in this type of whole slide image. "
-    'Answer as JSON: {{"attributes": ["...", "..."]}}', Attributes)
+ATTRIBUTES = Role("attributes", "This image is a tissue patch from a {source} whole slide image of "
+    "{project}. Please list 20 pathological features or attributes that might appear in this type "
+    'of whole slide image. Answer as JSON: {{"attributes": ["...", "..."]}}', Attributes)
 
 # %% ../nbs/13_attributes.ipynb #65d2e2ee
 TABLE = "../data/attributes_tcga.csv"
@@ -45,16 +47,18 @@ def read_lists(
     table=TABLE, # CSV with the columns project, source, attribute
 )->dict: # (project, source) -> attributes, in the order of the file
     "The lists of attributes in a table."
-    with open(need(table), newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))
+    with open(need(table), newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
     if not rows or set(rows[0]) != {"project", "source", "attribute"}:
         raise PathgenError(f"{table}: the columns must be project, source, attribute")
     out = {}
     for r in rows: out.setdefault((r["project"], r["source"]), []).append(r["attribute"])
-    if ("", "unknown") not in out: raise PathgenError(f"{table}: no rows for the source `unknown`, the general list")
+    if ("", "unknown") not in out:
+        raise PathgenError(f"{table}: no rows for the source `unknown`, the general list")
     return out
 
 # %% ../nbs/13_attributes.ipynb #c1be4bde
-COMMONEST = {"kidney": "KIRC", "lung": "LUAD", "uterus": "UCEC", "adrenal gland": "ACC", "brain": "LGG"}
+COMMONEST = {"kidney": "KIRC", "lung": "LUAD", "uterus": "UCEC", "adrenal gland": "ACC",
+             "brain": "LGG"}
 
 def list_for(
     source:str, # Organ, such as `kidney`
@@ -91,7 +95,14 @@ def list_source(
     "List the attributes of one tissue source into a Parquet table."
     a = ask(ATTRIBUTES, provider, item | dict(table=table), retries)
     rows = [item | dict(attribute=x) | a.provenance for x in a.value.attributes]
-    write_table(pd.DataFrame(rows)[["source", "project", "attribute", "provider", "model", "prompt_hash"]], path)
+    columns = ["source", "project", "attribute", "provider", "model", "prompt_hash"]
+    write_table(pd.DataFrame(rows)[columns], path)
+
+# %% ../nbs/13_attributes.ipynb #38ac6bb8
+def _kinds(slides):
+    "The organs and projects of an inventory, each once."
+    pairs = slides[["source", "project"]].fillna("").drop_duplicates()
+    return pairs.sort_values(["source", "project"]).to_dict("records")
 
 def run_attributes(
     data, # Root of everything produced
@@ -102,15 +113,16 @@ def run_attributes(
 )->pd.DataFrame: # source, project, attribute, provider, model, prompt_hash
     "The whole stage: `slides.parquet` -> `attributes.parquet`."
     allow(ATTRIBUTES, provider)
-    root, slides = Path(data), read_table(Path(data)/"slides.parquet", ["source", "project", "status"])
-    if slides.empty: raise PathgenError(f"{root/'slides.parquet'} lists no slides: see the notes of the stage slides")
-    kinds = slides[["source", "project"]].fillna("").drop_duplicates().sort_values(["source", "project"]).to_dict("records")
-    key = lambda r: f"{r['source']}_{r['project']}".replace(" ", "-").replace("/", "-")
+    root, tables = Path(data), file_digest(need(table))
+    kinds = _kinds(read_table(root/"slides.parquet", ["source", "project"]))
+    if not kinds: raise PathgenError(f"{root}/slides.parquet lists no slides: run slides on others")
+    key = lambda r: re.sub(r"[^\w-]+", "-", f"{r['source']}_{r['project']}")
     how = dict(provider=provider, retries=retries, table=str(table))
-    keys = each(partial(list_source, **how), kinds, root/"attributes", key, params=how, code=[list_source, list_attributes, list_for],
-                inputs=lambda r: file_digest(need(table)), max_failed=max_failed, desc="attributes")
-    df = pd.concat([read_table(root/"attributes"/f"{k}.parquet") for k in keys])
+    keys = each(partial(list_source, **how), kinds, root/"attributes", key,
+                params=how | provenance(ATTRIBUTES, provider), code=[list_source],
+                inputs=lambda r: tables, max_failed=max_failed, desc="attributes")
+    df = pd.concat([read_table(root/"attributes"/f"{k}.parquet") for k in keys], ignore_index=True)
     write_table(df, root/"attributes.parquet")
-    general = sum(list_for(r["source"], r["project"], table)[0] == "" for r in kinds) if provider == "builtin" else 0
+    general = sum(list_for(r["source"], r["project"], table)[0] == "" for r in kinds)
     write_metrics("attributes", dict(sources=len(kinds), attributes=len(df), general=general), root)
     return df
