@@ -7,15 +7,15 @@ Docs: https://pathgen.github.io/pathgen/phantom.html.md"""
 # %% auto #0
 __all__ = ['BASE', 'MAP', 'H_OD', 'E_OD', 'GROUNDS', 'NUCLEI', 'PITCH', 'GLANDS', 'NESTS', 'ORGANS', 'MALIGNANT', 'CLASSES',
            'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'AROUND', 'APERIO', 'WORDS', 'SHOWN', 'ADJECTIVE',
-           'GRADE', 'CYTOLOGY', 'LEAD', 'CYTO', 'DENY', 'SPECIMEN', 'HISTORY', 'SOURCES', 'WEIGHTS', 'FAULTS', 'CODE',
-           'key_rng', 'stain', 'stain_luts', 'to_rgb', 'u8', 'noise', 'warp', 'fibres', 'cells_wall', 'ground',
-           'nuclei', 'mitoses', 'stamp', 'glands', 'nests', 'attributes', 'findings_of', 'canvas', 'lay', 'angle_at',
-           'spread', 'inside', 'add_cells', 'put_gland', 'sprites_of', 'place', 'fill', 'paint_regions', 'ground_of',
-           'develop', 'by_row', 'paint_patch', 'outline', 'split', 'layout', 'grow', 'soft', 'section', 'thick',
-           'artefacts', 'fold', 'mark', 'write_svs', 'paint_slide', 'strips', 'dust', 'pick', 'listed', 'cap',
-           'microscopy', 'denials', 'plan_report', 'Gross', 'write_report', 'figure_caption', 'narration', 'tweet',
-           'paint_pair', 'other_caption', 'not_tissue', 'init_batch', 'image_name', 'write_indexes', 'slide_items',
-           'run_phantom', 'write_reports', 'write_pairs']
+           'GRADE', 'CYTOLOGY', 'LEAD', 'CYTO', 'DENY', 'SPECIMEN', 'HISTORY', 'MASSES', 'BLOCKS', 'SOURCES', 'WEIGHTS',
+           'FAULTS', 'CODE', 'key_rng', 'gallery', 'stain', 'stain_luts', 'to_rgb', 'u8', 'noise', 'warp', 'fibres',
+           'cells_wall', 'ground', 'nuclei', 'mitoses', 'stamp', 'glands', 'nests', 'attributes', 'findings_of',
+           'canvas', 'lay', 'angle_at', 'spread', 'inside', 'add_cells', 'put_gland', 'sprites_of', 'place', 'fill',
+           'paint_regions', 'ground_of', 'develop', 'by_row', 'paint_patch', 'outline', 'split', 'layout', 'grow',
+           'soft', 'section', 'thick', 'artefacts', 'fold', 'mark', 'write_svs', 'paint_slide', 'strips', 'dust',
+           'pick', 'listed', 'cap', 'microscopy', 'denials', 'plan_report', 'Gross', 'gross', 'write_report',
+           'figure_caption', 'narration', 'tweet', 'paint_pair', 'other_caption', 'not_tissue', 'init_batch',
+           'image_name', 'write_indexes', 'slide_items', 'run_phantom', 'overview', 'write_reports', 'write_pairs']
 
 # %% ../nbs/10_phantom.ipynb #9c20e67b
 import functools, io, json, zlib
@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd
 from PIL import Image
 from .core import (PathgenError, atomic, each, file_digest, progress, rng as seeded,
-                          write_json, write_table, write_text)
+                          write_json, write_metrics, write_table, write_text)
 
 # %% ../nbs/10_phantom.ipynb #33cd4683
 BASE = 0.5  # µm a pixel of the plane on which architecture is drawn
@@ -34,6 +34,27 @@ def key_rng(*key # Anything printable
            ) -> np.random.Generator: # Generator that depends on the key alone
     "Random numbers for a reusable part, the same in every process and order"
     return np.random.default_rng(zlib.crc32(repr(key).encode()))
+
+# %% ../nbs/10_phantom.ipynb #c034843b
+def gallery(ims, # List of (rows, columns, 3) uint8
+            titles=None, # List of short texts
+            columns=6, # Images a row
+            inch=1.3 # Width of an image, inches
+           ): # A small JPEG that a notebook shows
+    "Images in rows, without axes"
+    import matplotlib.pyplot as plt
+    from IPython.display import Image as Shown
+    rows = -(-len(ims) // columns)
+    fig, ax = plt.subplots(rows, columns, figsize=(columns * inch, rows * inch * (1.2 if titles else 1)),
+                           squeeze=False, layout="constrained")
+    for a in ax.flat: a.axis("off")
+    for k, (a, im) in enumerate(zip(ax.flat, ims)):
+        a.imshow(im)
+        if titles: a.set_title(titles[k], fontsize=7)
+    b = io.BytesIO()
+    fig.savefig(b, format="jpeg", dpi=76, pil_kwargs=dict(quality=66))
+    plt.close(fig)
+    return Shown(b.getvalue(), format="jpeg")
 
 # %% ../nbs/10_phantom.ipynb #41921169
 H_OD = np.array([0.57, 0.73, 0.37])
@@ -1065,7 +1086,7 @@ def fold(cv, # Canvas, changed
          rng # Generator
         ):
     "Lay tissue double where it is folded"
-    m = soft(art == 1, 0) & cv.tissue
+    m = soft(art == 1, _fray(*art.shape, int(MAP / BASE), rng)) & cv.tissue
     if not m.any(): return
     j, i = np.nonzero(m)
     dy, dx = rng.integers(60, 140, 2)
@@ -1086,12 +1107,16 @@ def mark(im, # (rows, columns, 3) uint8, changed
         c = np.flatnonzero(k.any(0))
         a, b = c[0] * down, min((c[-1] + 1) * down, cols)
         s0, s1 = y0 // down, -(-(y0 + rows) // down)
-        m = Image.fromarray((k[s0:s1, c[0]:c[-1]+1] * 255).astype(np.uint8))
+        m = Image.fromarray(_feather(k)[s0:s1, c[0]:c[-1]+1])
         m = np.asarray(m.resize(((c[-1] + 1 - c[0]) * down, (s1 - s0) * down), Image.BICUBIC))
         w = m[y0 - s0 * down:][:rows, :b - a, None].astype(np.float32) / 255
         z = im[:, a:b]
         if kind == 2: z[:] = z * (1 - w * (1 - np.float32(colour) / 255 * 0.9 - 0.08))
         else: z[:] = z * (1 - w) + np.asarray(_blur(z)) * w
+
+def _feather(mask):
+    from scipy.ndimage import gaussian_filter
+    return np.clip(gaussian_filter(mask * 255.0, 1.2) * 2.4 - 180, 0, 255).astype(np.uint8)
 
 def _blur(z):
     from PIL import ImageFilter
@@ -1276,8 +1301,9 @@ def microscopy(r, # Region with its findings
     if cyto: out.append(pick(CYTO, rng).format(x=listed(pick(WORDS[c], rng) for c in cyto)))
     own = ARCHITECTURE[r["region_class"]]
     rest = [c for c in take(("lymphocytes", "necrosis", "mucin", "hemorrhage"), 0.9) if c != own]
-    if rest: out.append(pick(("There is {x}", "{X} is seen", "Also present: {x}"), rng).format(
-        x=(t := listed(pick(WORDS[c], rng) for c in rest)), X=cap(t)))
+    if rest: out.append(pick(("Also present: {x}", "The background shows {x}",
+        "Associated findings: {x}", "In addition the sections show {x}"), rng).format(
+        x=listed(pick(WORDS[c], rng) for c in rest)))
     return [s + "." for s in out], said
 
 def denials(regs, # Regions of which the report speaks
@@ -1305,8 +1331,9 @@ def plan_report(item, # As `paint_slide`
     s, f = denials(about, rng)
     kinds = [r["region_class"] for r in about]
     said.update(f, **_verdict(kinds))
-    return dict(findings=said, regions=[r["id"] for r in about], measurements=0, sentences=sents + s,
-                classes=kinds)
+    measured = gross(item["patient_id"], item["source"], item["benign"], item["seed"])[1]
+    return dict(findings=said, regions=[r["id"] for r in about], measurements=measured,
+                sentences=sents + s, classes=kinds)
 
 def _verdict(kinds):
     if any(k in MALIGNANT for k in kinds): return dict(malignancy=True)
@@ -1322,6 +1349,9 @@ HISTORY = dict(colon="positive faecal occult blood test and weight loss", breast
     lung="solitary nodule on CT", prostate="PSA {a}.{b}, clinical stage T1c", stomach="epigastric pain and anaemia",
     uterus="postmenopausal bleeding")
 
+MASSES = ("a firm tan-white mass", "an ill-defined grey-white area", "an ulcerated lesion")
+BLOCKS = ("tumor", "margin", "random section", "representative section", "nearest margin")
+
 class Gross:
     "Writes measured sentences and counts the measurements"
     def __init__(self, rng): self.rng, self.n = rng, 0
@@ -1332,22 +1362,32 @@ class Gross:
         self.n += 1
         return f"{self.rng.integers(200, 9000) / 10:.1f}" + pick((" g", " grams", "g"), self.rng)
 
-def _gross(organ, benign, w, rng):
-    mass = pick(("a firm tan-white mass", "an ill-defined grey-white area", "an ulcerated lesion"), rng)
-    lines = [f"The specimen is received {pick(('fresh', 'in formalin'), rng)}, labeled \"{organ}\".",
+def gross(patient, # Patient id
+          organ, # Key of `ORGANS`
+          benign, # No lesion
+          seed # Seed of the run
+         ) -> tuple: # Lines; number of measurements
+    "The gross description of a specimen"
+    rng = seeded(seed, "gross", patient)
+    w = Gross(rng)
+    kept, found = pick(("fresh", "in formalin"), rng), pick(MASSES, rng)
+    lines = [f"The specimen is received {kept}, labeled \"{organ}\".",
              f"It consists of a specimen that weighs {w.g()} and measures {w.cm(3)}.",
              "The external surface is smooth. The margins are inked (right=green, left=blue)."]
-    if not benign: lines.append(f"On sectioning there is {mass} measuring {w.cm(2, 35)}, located {w.cm()} from the nearest margin.")
-    lines += [f"The specimen is serially cut at {w.cm(1, 6)} intervals and representative sections are submitted.",
-              "Summary of sections:", *(f"{c}{k} - {pick(('tumor', 'margin', 'random section', 'lymph nodes'), rng)}"
-                                       for k, c in enumerate("ABC", 1))]
-    return lines
+    if not benign: lines.append(f"On sectioning there is {found} measuring {w.cm(2, 35)}, "
+                                f"located {w.cm()} from the nearest margin.")
+    lines += [f"The specimen is serially cut at {w.cm(1, 6)} intervals.", "Summary of sections:"]
+    lines += [f"{c}{k} - {pick(BLOCKS, rng)}" for k, c in enumerate("ABC", 1)]
+    return lines, w.n
 
 def _diagnosis_line(plan, organ, rng):
     kinds = plan["classes"]
     worst = next((k for k in reversed(MALIGNANT) if k in kinds), None)
-    if worst: return f"{cap(GRADE[worst])} adenocarcinoma of the {organ}."
-    return f"Benign {ADJECTIVE[organ]} tissue."
+    if not worst: return [f"- Benign {ADJECTIVE[organ]} tissue."]
+    lines = [f"- {cap(GRADE[worst])} adenocarcinoma of the {organ}."]
+    if rng.random() < 0.4: lines += ["Perineural Invasion:", pick(("Not Identified", "Identified"), rng)]
+    if rng.random() < 0.4: lines += ["Surgical Margins:", "Free of tumor"]
+    return lines
 
 # %% ../nbs/10_phantom.ipynb #b597d6ea
 def write_report(patient, # Patient id
@@ -1358,21 +1398,21 @@ def write_report(patient, # Patient id
                 ) -> tuple: # text; number of measurements
     "A surgical pathology report in the form in which OCR leaves them"
     rng = seeded(seed, "text", patient)
-    w = Gross(rng)
+    described, n = gross(patient, organ, benign, seed)
     spec = pick(SPECIMEN[organ], rng)
     hist = HISTORY[organ].format(a=rng.integers(2, 14), b=rng.integers(0, 9))
     micro = [s for p in plans for s in p["sentences"]]
     parts = [("Clinical Diagnosis & History:", [f"{rng.integers(42, 84)} year old patient with {hist}."]),
              ("Specimens Submitted:", [f"1: SP: {spec}", "2: SP: Regional lymph nodes, excision"]),
-             ("DIAGNOSIS:", [f"1. {spec}:", "- " + _diagnosis_line(plans[0], organ, rng)]),
+             ("DIAGNOSIS:", [f"1. {spec}:", *_diagnosis_line(plans[0], organ, rng)]),
              ("Microscopic Description:", _wrap(micro, rng))]
-    parts.insert(int(rng.integers(1, 5)), ("Gross Description:", _gross(organ, benign, w, rng)))
+    parts.insert(int(rng.integers(1, 5)), ("Gross Description:", described))
     body = []
     for head, lines in parts:
         body += [head, *(_ocr(t, rng, 0.0 if head[0] in "DM" else 0.012) for t in lines), *_junk(rng), ""]
     sign = pick(("*** Report Electronically Signed Out ***", "Pathologist: Redacted M.D.  Signed out"), rng)
     return "\n".join([*_head(patient, rng), *body, "I ATTEST THAT THE ABOVE DIAGNOSIS IS BASED UPON MY PERSONAL "
-        "EXAMINATION OF THE SLIDES.", sign, f"Page 1 of {rng.integers(1, 4)}", "END OF REPORT", ""]), w.n
+        "EXAMINATION OF THE SLIDES.", sign, f"Page 1 of {rng.integers(1, 4)}", "END OF REPORT", ""]), n
 
 def _wrap(sents, rng):
     import textwrap
@@ -1582,9 +1622,17 @@ def run_phantom(data, seed, workers, max_failed, organs, patients, slides_per_pa
     wrong = dict(pathcap=misaligned_pathcap, quilt=misaligned_quilt, openpath=misaligned_openpath)
     faults = dict(zip(FAULTS, (duplicates, broken, tiny, wordless, not_histology)))
     pairs = write_pairs(n, wrong, faults, out / "init", seed, workers, max_failed)
+    write_metrics("phantom", dict(slides=len(slides), pairs=len(pairs), misaligned=pairs.misaligned.mean(),
+                                  faulty=pairs.broken.notna().mean()), data)
     return slides, pairs
 
 # %% ../nbs/10_phantom.ipynb #a1b2d4f7
+def overview(path # A slide of the phantom
+            ) -> np.ndarray: # Its smallest level
+    "The whole slide at a sixteenth"
+    import tifffile
+    with tifffile.TiffFile(path) as t: return t.pages[-1].asarray()
+
 CODE = [paint_slide, paint_regions, paint_patch, nuclei, glands, nests, develop, layout, artefacts, write_svs]
 
 def write_reports(items, # From `slide_items`
