@@ -19,7 +19,6 @@ import numpy as np, pandas as pd
 from .core import (PathgenError, atomic, digest, each, file_digest, one_line, progress, read_table, rng, split_by, write_json,
                           write_metrics, write_table, write_text)
 from .findings import CONCEPTS, claims
-from .clip import count_tokens
 
 # %% ../nbs/33_pairs.ipynb #86205686
 def image_fault(
@@ -38,7 +37,7 @@ def join(
     "Kept patches with their captions, images, patients and sources."
     data = Path(data)
     patches = read_table(data/"patches.parquet")
-    captions = read_table(data/"text"/"captions.parquet")[["patch_id","text"]].rename(columns=dict(text="caption"))
+    captions = read_table(data/"text"/"captions.parquet")[["patch_id","text","n_tokens"]].rename(columns=dict(text="caption"))
     slides = read_table(data/"slides.parquet")[["slide_id","patient_id","source","project"]]
     df = patches[patches.kept].merge(captions, "left", "patch_id").merge(slides, "left", "slide_id", validate="m:1")
     df = df.sort_values(["slide_id","y","x"]).reset_index(drop=True)
@@ -63,7 +62,8 @@ def arrange(
     n = df.groupby("split", sort=False).cumcount()
     shard = [f"{s}-{i:06d}" for s,i in zip(df.split, n//pairs_per_shard)]
     key = [p.replace(".", "_") for p in df.patch_id]
-    df = df.assign(shard=shard, key=key, n_words=df.caption.str.split().str.len(), n_tokens=df.caption.map(count_tokens))
+    df = df.assign(shard=shard, key=key, n_words=df.caption.str.split().str.len(),
+                   n_tokens=df.n_tokens.astype(int))
     return df.drop(columns="order").reset_index(drop=True)
 
 # %% ../nbs/33_pairs.ipynb #1a944b7a

@@ -21,7 +21,7 @@ def make(root, slides=8, patches=4):
         Image.fromarray(np.full((96,96,3), 40+4*n, np.uint8)).save(f)
     texts = [f"The {organ[n//patches]} tissue shows fibrous stroma with {n} lymphocytes." for n in range(len(rows)-1)]
     write_table(pd.DataFrame(dict(patch_id=[r["patch_id"] for r in rows[:-1]], slide_id=[r["slide_id"] for r in rows[:-1]], text=texts,
-                                  provider="builtin")), root/"text"/"captions.parquet")
+                                  provider="builtin", n_tokens=15)), root/"text"/"captions.parquet")
     return root
 
 def run(root, **kw):
