@@ -329,6 +329,7 @@ def run_summarize(
     revisions = read_table(text/"revisions.parquet")
     slides = list(revisions.groupby("slide_id", sort=True))
     rows = lambda s: s[1][["patch_id","text"]].values.tolist()
+    workers = min(workers, 1 + len(revisions)//20_000)
     keys = each(functools.partial(caption_slide, provider=provider), slides, text/"captions", key=lambda s: s[0], inputs=rows,
                 params=chat.provenance(SUMMARISE, provider), workers=workers, max_failed=max_failed, desc="summarize")
     if not keys: raise PathgenError(f"{text/'revisions.parquet'} has no rows: run `pathgen run revise` again")
