@@ -7,9 +7,9 @@ Docs: https://pathgen.github.io/pathgen/cli.html.md"""
 # %% auto #0
 __all__ = ['SHARED', 'BASE', 'app', 'CHECKS', 'COLOURS', 'STEPS', 'find_root', 'stages', 'parameters', 'notebook', 'fits', 'kind',
            'check_value', 'check_base', 'check_params', 'kernel_progress', 'tidy', 'why', 'execute', 'data_dir',
-           'run_stage', 'command', 'params_file', 'run', 'profiles', 'profile', 'check_python', 'check_packages',
-           'check_machine', 'input_paths', 'check_inputs', 'check_tools', 'doctor', 'maybe', 'origin', 'slide_axes',
-           'draw_slide', 'truth_axes', 'patch_text', 'draw_patch', 'show', 'slide_text', 'main']
+           'kernel_env', 'run_stage', 'command', 'params_file', 'run', 'profiles', 'profile', 'check_python',
+           'check_packages', 'check_machine', 'input_paths', 'check_inputs', 'check_tools', 'doctor', 'maybe', 'origin',
+           'slide_axes', 'draw_slide', 'truth_axes', 'patch_text', 'draw_patch', 'show', 'slide_text', 'main']
 
 # %% ../nbs/90_cli.ipynb #074d4b83
 import ast, contextlib, functools, inspect, json, os, re, subprocess, sys
@@ -221,6 +221,14 @@ def data_dir(
     "The folder of everything produced: `base.data`, which counts from `nbs/`."
     return Path(os.path.normpath(Path(root)/"nbs"/params.get("base", {}).get("data", BASE["data"][0])))
 
+def kernel_env(
+    root, # Root of the project
+):
+    "Let kernels started from here import this project's package, and spare the terminal a warning about widgets."
+    add = lambda name, sep, *vs: os.environ.update({name:sep.join(v for v in vs if v)})
+    add("PYTHONPATH", os.pathsep, str(root), os.environ.get("PYTHONPATH"))
+    add("PYTHONWARNINGS", ",", os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found")
+
 def run_stage(
     stage:str, # Name of the stage
     root, # Root of the project
@@ -230,10 +238,9 @@ def run_stage(
     from pathgen.core import read_params
     nb, params = notebook(stage, root), read_params(file)
     values = check_params(stage, params, nb, file)
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
-    number = nb.name.partition("_")[0]
-    return execute(nb, values, data_dir(params, root)/"runs"/f"{number}_{stage}.ipynb")
+    kernel_env(root)
+    name = nb.name if nb.stem.endswith(f"_{stage}") else f"{nb.stem}.{stage}.ipynb"
+    return execute(nb, values, data_dir(params, root)/"runs"/name)
 
 # %% ../nbs/90_cli.ipynb #613d0ea7
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
