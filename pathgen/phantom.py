@@ -23,7 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd
 from PIL import Image
-from .core import (PathgenError, atomic, each, file_digest, progress, rng as seeded,
+from .core import (PathgenError, atomic, each, file_digest, progress,
+                          rng as seeded,
                           write_json, write_metrics, write_table, write_text)
 
 # %% ../nbs/10_phantom.ipynb #33cd4683
@@ -45,7 +46,9 @@ def gallery(ims, # List of (rows, columns, 3) uint8
     import matplotlib.pyplot as plt
     from IPython.display import Image as Shown
     rows = -(-len(ims) // columns)
-    fig, ax = plt.subplots(rows, columns, figsize=(columns * inch, rows * inch * (1.2 if titles else 1)),
+    fig, ax = plt.subplots(rows, columns,
+                           figsize=(columns * inch,
+                                    rows * inch * (1.2 if titles else 1)),
                            squeeze=False, layout="constrained")
     for a in ax.flat: a.axis("off")
     for k, (a, im) in enumerate(zip(ax.flat, ims)):
@@ -64,7 +67,8 @@ def stain(rng, # Generator
           spread=1.0 # How much slides differ, 1 as between laboratories
          ) -> SimpleNamespace: # Colours and strengths of the two stains, white point
     "Draw the stain and the scanner of one slide"
-    vec = lambda v, s: (lambda w: w / np.linalg.norm(w))(v + rng.normal(0, s * spread, 3))
+    vec = lambda v, s: (lambda w: w / np.linalg.norm(w))(v + rng.normal(0, s * spread,
+        3))
     return SimpleNamespace(h=vec(H_OD, 0.035), e=vec(E_OD, 0.04),
         gain_h=float(np.exp(rng.normal(0, 0.13 * spread))),
         gain_e=float(np.exp(rng.normal(0, 0.16 * spread))),
@@ -85,7 +89,8 @@ def to_rgb(h, # (rows, columns) uint8 haematoxylin
     "Light that passes through the two stains"
     from PIL.ImageChops import multiply
     h, e = Image.fromarray(h), Image.fromarray(e)
-    return np.asarray(Image.merge("RGB", [multiply(h.point(a), e.point(b)) for a, b in zip(*luts)]))
+    return np.asarray(Image.merge("RGB", [multiply(h.point(a), e.point(b)) for a,
+                                          b in zip(*luts)]))
 
 def u8(x # Array of stain amounts
       ) -> np.ndarray: # uint8
@@ -112,7 +117,8 @@ def warp(z, # (px, px) periodic
         ) -> np.ndarray: # (px, px)
     "Periodic warp by nearest pixel"
     i = np.arange(z.shape[0])
-    return z[(i[:, None] + dy.astype(np.int32)) % len(i), (i + dx.astype(np.int32)) % len(i)]
+    return z[(i[:, None] + dy.astype(np.int32)) % len(i),
+             (i + dx.astype(np.int32)) % len(i)]
 
 # %% ../nbs/10_phantom.ipynb #c067b99e
 def fibres(rng, # Generator
@@ -127,7 +133,8 @@ def fibres(rng, # Generator
     b = 1 / BASE
     dy, dx = (noise(px, turn * b, turn * b, rng) * wave * b for _ in range(2))
     dy = dy + noise(px, 7 * b, 12 * b, rng) * min(wave, 12) * 0.16 * b
-    f = 0.75 * noise(px, thin * b, thin * 9 * b, rng) + 0.65 * noise(px, thin * 0.8 * b, thin * 3 * b, rng)
+    f = 0.75 * noise(px, thin * b, thin * 9 * b, rng) + 0.65 * noise(px, thin * 0.8 * b,
+        thin * 3 * b, rng)
     return warp(f, dy, dx), warp(noise(px, bundle * b, bundle * length * b, rng), dy, dx)
 
 def cells_wall(rng, # Generator
@@ -146,14 +153,15 @@ def cells_wall(rng, # Generator
     tree = cKDTree(pts[keep], boxsize=side)
     g = (np.arange(q) + 0.5) * side / q
     d, _ = tree.query(np.stack(np.meshgrid(g, g, indexing="ij"), -1).reshape(-1, 2), k=2)
-    z = np.pad(((d[:, 1] - d[:, 0]) / 2).reshape(q, q).astype(np.float32), 4, mode="wrap")
+    z = np.pad(((d[:, 1] - d[:, 0]) / 2).reshape(q, q).astype(np.float32), 4,
+               mode="wrap")
     z = np.asarray(Image.fromarray(z).resize(((q + 8) * 4,) * 2, Image.BICUBIC))
     return z[16:-16, 16:-16]
 
 # %% ../nbs/10_phantom.ipynb #bd140705
 @functools.lru_cache(maxsize=None)
 def ground(kind # Name of the ground
-          ) -> SimpleNamespace: # e, h (1536, 1536) uint8, period 1024; angle (64, 64) radians
+          ) -> SimpleNamespace: # e, h (1536, 1536) of period 1024; angle (64, 64)
     "Periodic texture of a ground, in stain amounts"
     rng, px = key_rng("ground", kind), 1024
     e, h = GROUNDS[kind](rng, px)
@@ -185,6 +193,7 @@ def _desmoplastic(rng, px):
     w = np.clip(0.62 + 0.34 * np.maximum(b, 0.8 * c) + 0.15 * f, 0.12, 1.35)
     return u8(36 * w), u8(19 * w + 3 * noise(px, 10, 10, rng))
 
+# %% ../nbs/10_phantom.ipynb #a27def11
 def _muscle(rng, px):
     f, b = fibres(rng, px, 0.5, 3.4, 7, 120, 14)
     e = 62 + 8 * f + 8 * b
@@ -200,7 +209,8 @@ def _necrosis(rng, px):
     w = cells_wall(rng, px, 12)
     e = 50 + 8 * a + 7 * b + 8 * c - 9 * np.exp(-(w / 1.2)**2)
     e = np.where(b + 0.6 * a < -1.8, e * 0.35, e)
-    return u8(e), u8(13 + 5 * a + 6 * np.maximum(noise(px, 5, 5, rng), 0) + 9 * np.maximum(-c, 0))
+    return u8(e), u8(13 + 5 * a + 6 * np.maximum(noise(px, 5, 5, rng),
+        0) + 9 * np.maximum(-c, 0))
 
 def _mucus(rng, px):
     f, b = fibres(rng, px, 0.6, 1.6, 22, 26)
@@ -211,13 +221,16 @@ def _mucus(rng, px):
 def _foam(wall, cell, e1, h1):
     def make(rng, px):
         d = cells_wall(rng, px, cell) + 0.25 * noise(px, 6, 6, rng)
-        w = np.clip((wall * (1 + 0.22 * noise(px, 50, 50, rng).clip(-1.5, 2)) - d) / 0.8, 0, 1)
+        w = np.clip((wall * (1 + 0.22 * noise(px, 50, 50, rng).clip(-1.5, 2)) - d) / 0.8,
+                    0, 1)
         t = noise(px, 1.5, 3, rng)
         film = np.maximum(noise(px, 70, 70, rng) - 1.2, 0) * 8
         return u8(e1 * w * (1 + 0.2 * t) + film), u8(h1 * w * (1 + 0.3 * t) + 0.2 * film)
     return make
 
-GROUNDS = dict(collagen=_collagen, loose=_loose, desmoplastic=_desmoplastic, muscle=_muscle,
+# %% ../nbs/10_phantom.ipynb #9f41cec0
+GROUNDS = dict(collagen=_collagen, loose=_loose, desmoplastic=_desmoplastic,
+               muscle=_muscle,
                lymphoid=_lymphoid, necrosis=_necrosis, mucus=_mucus,
                adipose=_foam(1.5, 62, 42, 12), alveoli=_foam(3.4, 105, 44, 15))
 
@@ -249,7 +262,8 @@ def _outline(a, b, s, mpp, rough, rng):
     ang = np.arange(n) / n * np.pi
     g = (np.arange(s, dtype=np.float32) - (s - 1) / 2) * np.float32(mpp)
     c, d = _col(np.cos(ang)), _col(np.sin(ang))
-    u, v = g[None, None] * c + g[None, :, None] * d, g[None, :, None] * c - g[None, None] * d
+    u, v = g[None, None] * c + g[None, :, None] * d, g[None, :, None] * c - g[None,
+        None] * d
     p, q = u / _col(a), v / _col(b)
     t, rho = np.arctan2(q, p), np.hypot(p, q)
     r = np.ones_like(rho)
@@ -258,6 +272,7 @@ def _outline(a, b, s, mpp, rough, rng):
         r += amp * np.cos(np.float32(m) * t + ph)
     return (r - rho) * _col(np.sqrt(a * b)), u, v
 
+# %% ../nbs/10_phantom.ipynb #17c8dbb3
 @functools.lru_cache(maxsize=8)
 def _grain(mpp):
     rng = key_rng("grain", mpp)
@@ -267,27 +282,38 @@ def _chromatin(k, edge, u, v, dark, nucleoli, b, mpp, rng):
     n, s = edge.shape[:2]
     fine, clump = _grain(mpp)
     y, x = rng.integers(0, 512 - s, (2, n))
-    t = np.stack([fine[j:j+s, i:i+s] * 0.45 + clump[j:j+s, i:i+s] * 0.75 for j, i in zip(y, x)])
+    t = np.stack([fine[j:j+s, i:i+s] * 0.45 + clump[j:j+s, i:i+s] * 0.75 for j,
+                  i in zip(y, x)])
     tone = (k.tone + 70 * dark) * np.exp(rng.normal(0, 0.15, n))
     bright = rng.random(n) < nucleoli
-    z = _col(tone * np.where(bright, 0.72, 1)) * (1 + np.float32(k.clump * (1 - 0.5 * dark)) * t)
+    z = _col(tone * np.where(bright, 0.72,
+                             1)) * (1 + np.float32(k.clump * (1 - 0.5 * dark)) * t)
     z += (k.rim + 30 * _col(bright)) * np.clip(1 - np.abs(edge - 0.5) / 0.55, 0, 1)
     at = _col(rng.normal(0, 0.22, n) * b), _col(rng.normal(0, 0.22, n) * b)
     big = _col((0.66 + 0.3 * rng.random(n)) * np.sqrt(b / 3.2))
-    z += _col(bright) * 110 * np.clip((big - np.hypot(u - at[0], v - at[1])) / 0.4 + 0.5, 0, 1)
+    z += _col(bright) * 110 * np.clip((big - np.hypot(u - at[0], v - at[1])) / 0.4 + 0.5,
+                                      0, 1)
     soft = _col(0.4 + 0.55 * rng.random(n)**2)
     alpha = np.clip(edge / np.maximum(soft, mpp * 1.1) + 0.5, 0, 1)
     return SimpleNamespace(h=u8(z * alpha), a=u8(alpha * 255))
 
 def _kind(long, wide, tone, clump=0.26, rim=14, cv=0.09, rough=0.035):
-    return SimpleNamespace(long=long, wide=wide, tone=tone, clump=clump, rim=np.float32(rim), cv=cv, rough=rough)
+    return SimpleNamespace(long=long, wide=wide, tone=tone, clump=clump,
+                           rim=np.float32(rim), cv=cv, rough=rough)
 
-NUCLEI = dict(round=_kind(6.8, 6.0, 118), basal=_kind(8.6, 4.6, 126), tumour=_kind(7.8, 6.4, 108),
-              lymphocyte=_kind(6.2, 5.7, 172, 0.26, 8, 0.08), plasma=_kind(7.0, 6.0, 150, 0.38),
-              fibroblast=_kind(12, 2.3, 140, 0.2, 0, 0.24, 0.06), active=_kind(12, 3.9, 112, 0.24, 10, 0.22, 0.07),
-              muscle=_kind(15, 2.5, 122, 0.2, 0, 0.2, 0.04), fat=_kind(8, 2.2, 150, 0.2, 0),
-              dust=_kind(1.7, 1.4, 170, 0.1, 0, 0.45, 0.1), pyknotic=_kind(3.8, 3.4, 200, 0.1, 0, 0.25, 0.12),
-              ghost=_kind(7.5, 6.2, 30, 0.4, 3, 0.15, 0.07), rbc=_kind(6.4, 5.8, 76, 0.12, 0, 0.06, 0.03))
+# %% ../nbs/10_phantom.ipynb #61e6a4ad
+NUCLEI = dict(round=_kind(6.8, 6.0, 118), basal=_kind(8.6, 4.6, 126),
+              tumour=_kind(7.8, 6.4, 108),
+              lymphocyte=_kind(6.2, 5.7, 172, 0.26, 8, 0.08), plasma=_kind(7.0, 6.0, 150,
+                  0.38),
+              fibroblast=_kind(12, 2.3, 140, 0.2, 0, 0.24, 0.06),
+              active=_kind(12, 3.9, 112, 0.24, 10, 0.22, 0.07),
+              muscle=_kind(15, 2.5, 122, 0.2, 0, 0.2, 0.04), fat=_kind(8, 2.2, 150, 0.2,
+                  0),
+              dust=_kind(1.7, 1.4, 170, 0.1, 0, 0.45, 0.1), pyknotic=_kind(3.8, 3.4, 200,
+                  0.1, 0, 0.25, 0.12),
+              ghost=_kind(7.5, 6.2, 30, 0.4, 3, 0.15, 0.07),
+              rbc=_kind(6.4, 5.8, 76, 0.12, 0, 0.06, 0.03))
 
 # %% ../nbs/10_phantom.ipynb #29c0f195
 @functools.lru_cache(maxsize=8)
@@ -319,7 +345,8 @@ def stamp(h, # (rows, columns) uint8, changed
     "Stamp sprites into the two planes; what lies deeper is covered by what is darker"
     s, (rows, cols) = bank.h.shape[1], h.shape
     fade = (255 - ((255 - keep) * bank.a.astype(np.uint16) >> 8)).astype(np.uint16)
-    x0, y0 = np.rint(x - s / 2).astype(int).tolist(), np.rint(y - s / 2).astype(int).tolist()
+    x0, y0 = np.rint(x - s / 2).astype(int).tolist(), np.rint(y
+        - s / 2).astype(int).tolist()
     for k, i, j in zip(which.tolist(), x0, y0):
         if i <= -s or j <= -s or i >= cols or j >= rows: continue
         a, b, c, d = max(j, 0), min(j + s, rows), max(i, 0), min(i + s, cols)
@@ -338,9 +365,11 @@ def _field(radius, aspect, wobble, rng, lobes=(2, 3, 4, 6)):
     v = (g[:, None] * np.cos(turn) - g[None] * np.sin(turn)) * aspect
     t, rho = np.arctan2(v, u), np.hypot(u, v)
     w = [(m, rng.normal(0, wobble / m**0.5), rng.uniform(0, 6.28)) for m in lobes]
-    r = lambda th: radius * np.clip(1 + sum(a * np.cos(m * th + p) for m, a, p in w), 0.5, 1.5)
+    r = lambda th: radius * np.clip(1 + sum(a * np.cos(m * th + p) for m, a, p in w),
+                                    0.5, 1.5)
     rt = r(t)
-    return SimpleNamespace(depth=rt - rho, t=t, rho=rho, r=r, g=g, turn=turn, aspect=aspect, s=s)
+    return SimpleNamespace(depth=rt - rho, t=t, rho=rho, r=r, g=g, turn=turn,
+                           aspect=aspect, s=s)
 
 def _around(f, spacing, depth, rng):
     th = np.linspace(0, 2 * np.pi, 400)
@@ -351,7 +380,8 @@ def _around(f, spacing, depth, rng):
     at = np.interp((np.arange(n) + rng.uniform(-0.2, 0.2, n)) * arc[-1] / n, arc, th)
     d = depth(n)
     u, v = (f.r(at) - d) * np.cos(at), (f.r(at) - d) * np.sin(at) / f.aspect
-    x, y = u * np.cos(f.turn) - v * np.sin(f.turn), u * np.sin(f.turn) + v * np.cos(f.turn)
+    c, s = np.cos(f.turn), np.sin(f.turn)
+    x, y = u * c - v * s, u * s + v * c
     return np.stack([x, y, np.arctan2(y, x)], 1)
 
 def _rough(shape, px, rng):
@@ -363,6 +393,7 @@ def _borders(cell):
     w = cells_wall(key_rng("borders", cell), 1024, cell)
     return np.exp(-(w / 0.7)**2) - 0.25
 
+# %% ../nbs/10_phantom.ipynb #7a9e6d08
 def _epithelium(f, inner, e, h, rng, base=6, cell=0):
     t = _rough(f.depth.shape, 6, rng)
     if cell:
@@ -383,17 +414,19 @@ def _sprite(e, h, a, f, **places):
     mid = np.array([(x0 + x1 - f.s) / 2, (y0 + y1 - f.s) / 2, 0]) * [BASE, BASE, 0]
     sub = np.s_[y0:y1, x0:x1]
     fix = lambda v: [p - mid for p in v] if isinstance(v, list) else v - mid
-    return SimpleNamespace(e=u8(e[sub]), h=u8(h[sub]), a=u8(a[sub] * 255), **{k: fix(v) for k, v in places.items()})
+    return SimpleNamespace(e=u8(e[sub]), h=u8(h[sub]), a=u8(a[sub] * 255),
+                           **{k: fix(v) for k, v in places.items()})
 
-PITCH = (4.9, 6.4, 8.2, 10.4) # Distances at which the nuclei of a gland are kept ready, µm
+PITCH = (4.9, 6.4, 8.2,
+         10.4) # Distances at which the nuclei of a gland are kept ready, µm
 
-# %% ../nbs/10_phantom.ipynb #7a9e6d08
+# %% ../nbs/10_phantom.ipynb #a854106a
 @functools.lru_cache(maxsize=None)
 def glands(style, # Key of `GLANDS`
            mucin=0, # 0 or 1, mucin in the lumina
            variant=0, # Which bank
            count=10 # Sprites
-          ) -> list: # e, h, a (rows, columns) uint8; cells, one (n, 3) x, y in µm and angle a pitch; rim (n, 3)
+          ) -> list: # Planes e, h, a; cells for each pitch and rim: (n, 3) x, y, angle
     "A bank of glands of one style"
     rng = key_rng("glands", style, mucin, variant)
     return [_gland(GLANDS[style], mucin, rng) for _ in range(count)]
@@ -403,23 +436,27 @@ def _gland(k, mucin, rng):
     f = _field(R, rng.uniform(1, k.aspect), k.wobble, rng)
     tall = min(k.tall, 0.75 * R) * rng.uniform(0.85, 1.15)
     q = f.t * rng.integers(3, 7) + rng.uniform(0, 6)
-    inner = tall * (1 + k.ruffle * np.sin(q) + 0.5 * k.ruffle * np.sin(2.7 * q)) - f.depth
+    inner = tall * (1 + k.ruffle * np.sin(q) + 0.5 * k.ruffle
+                    * np.sin(2.7 * q)) - f.depth
     e, h, a, lum = _epithelium(f, inner, k.e, k.h, rng)
     if k.goblet: _goblets(f, e, h, tall, k.goblet, rng)
     if mucin: _fill(e, h, lum, 5, 20, rng)
     elif rng.random() < k.secretion: _fill(e, h, lum, 36, 6, rng)
     cells = [_lining(f, k, p, tall, rng) for p in PITCH]
-    rim = _around(f, 11, lambda n: rng.normal(-0.8, 0.5, n), rng) if k.myo else np.zeros((0, 3))
+    rim = _around(f, 11, lambda n: rng.normal(-0.8, 0.5, n),
+                  rng) if k.myo else np.zeros((0, 3))
     rim[:, 2] += np.pi / 2
     return _sprite(e, h, a, f, cells=cells, rim=rim)
 
 def _lining(f, k, pitch, tall, rng):
     at = lambda lo, hi: lambda n: k.basal + tall * rng.uniform(lo, hi, n)
-    c = _around(f, pitch, lambda n: k.basal + np.abs(rng.normal(0, k.strat, n)) * tall, rng)
+    c = _around(f, pitch, lambda n: k.basal + np.abs(rng.normal(0, k.strat, n)) * tall,
+                rng)
     if k.rows: c = np.r_[c, _around(f, pitch / k.rows, at(0.35, 0.68), rng)]
     c[:, 2] += rng.normal(0, k.tilt, len(c))
     return c
 
+# %% ../nbs/10_phantom.ipynb #a72c7a5a
 def _fill(e, h, lum, ee, hh, rng):
     w = np.clip(0.75 + 0.35 * _rough(lum.shape, 5, rng), 0, 1.3) * (lum > 0.5)
     e += ee * w; h += hh * w
@@ -433,19 +470,22 @@ def _goblets(f, e, h, tall, share, rng):
         w = np.clip((1 - np.hypot(p / (tall * 0.33), q / 3.6)) * 6, 0, 1)
         e += (6 - e) * w * 0.9; h += (15 - h) * w * 0.8
 
-def _g(radius, tall, cv=0.18, aspect=1.4, wobble=0.05, ruffle=0.06, basal=4.0, strat=0.05,
+def _g(radius, tall, cv=0.18, aspect=1.4, wobble=0.05, ruffle=0.06, basal=4.0,
+       strat=0.05,
        rows=0.0, goblet=0.0, secretion=0.1, tilt=0.15, myo=0, e=40, h=13):
     return SimpleNamespace(**locals())
 
 GLANDS = dict(
-    colon=_g(38, 25, 0.1, 1.25, 0.03, goblet=0.8, e=34, h=14), stomach=_g(24, 15, 0.15, 1.6, 0.05, goblet=0.15, e=44),
+    colon=_g(38, 25, 0.1, 1.25, 0.03, goblet=0.8, e=34, h=14),
+    stomach=_g(24, 15, 0.15, 1.6, 0.05, goblet=0.15, e=44),
     breast=_g(17, 9.5, 0.25, 1.5, 0.07, myo=1, e=34, h=13, secretion=0.3),
     prostate=_g(52, 15, 0.25, 1.7, 0.13, 0.28, myo=1, e=30, h=8, secretion=0.25),
     lung=_g(20, 13, 0.2, 1.4, 0.05, goblet=0.35, e=36, h=15),
     uterus=_g(33, 15, 0.2, 2.0, 0.08, 0.1, rows=0.6, e=36, h=16),
-    well=_g(42, 18, 0.38, 2.2, 0.2, 0.2, basal=5, strat=0.18, rows=0.5, tilt=0.4, secretion=0.25, e=42, h=19))
+    well=_g(42, 18, 0.38, 2.2, 0.2, 0.2, basal=5, strat=0.18, rows=0.5, tilt=0.4,
+            secretion=0.25, e=42, h=19))
 
-# %% ../nbs/10_phantom.ipynb #a854106a
+# %% ../nbs/10_phantom.ipynb #19ff6094
 @functools.lru_cache(maxsize=None)
 def nests(style, # Key of `NESTS`
           necrosis=0, # 0 or 1, necrosis in the centre
@@ -460,7 +500,8 @@ def _holes(f, k, rng):
     inner = np.full_like(f.depth, 30.0)
     if not k.holes: return inner
     R = f.r(np.float32(0))
-    for x, y in (p for p in _hexes(R * 2.6, k.hole_pitch, rng, 0.3) if rng.random() < k.holes):
+    for x, y in (p for p in _hexes(R * 2.6, k.hole_pitch, rng, 0.3)
+                 if rng.random() < k.holes):
         r, sq = rng.uniform(*k.hole), rng.uniform(0.8, 1.25)
         j, i = (np.abs(f.g - c) < r + 34 for c in (y, x))
         d = np.hypot((f.g[i][None] - x) * sq, f.g[j][:, None] - y) - r
@@ -468,8 +509,10 @@ def _holes(f, k, rng):
         inner[w] = np.minimum(inner[w], d)
     return np.maximum(inner, 9 - f.depth)
 
+# %% ../nbs/10_phantom.ipynb #f8627b01
 def _nest(k, necrosis, mucin, rng):
-    f = _field(k.radius * np.exp(np.clip(rng.normal(0, k.cv), -0.6, 0.5)), rng.uniform(1, k.aspect), k.wobble, rng)
+    f = _field(k.radius * np.exp(np.clip(rng.normal(0, k.cv), -0.6, 0.5)),
+               rng.uniform(1, k.aspect), k.wobble, rng)
     inner, R = _holes(f, k, rng), f.r(np.float32(0))
     e, h, a, lum = _epithelium(f, inner, k.e, k.h, rng, k.base, 11)
     if mucin and k.holes: _fill(e, h, lum, 5, 20, rng)
@@ -485,7 +528,8 @@ def _nest(k, necrosis, mucin, rng):
     alive = [(at(f.depth, c) > 2.6) & (at(inner, c) > 2.4) for c in cells]
     dead = cells[1][(at(core, cells[1]) > 0) & alive[1]]
     cells = [turn(c[m & (at(core, c) < -1)]) for c, m in zip(cells, alive)]
-    rim = _around(f, 10, lambda n: rng.normal(-0.9, 0.4, n), rng) if k.myo else np.zeros((0, 3))
+    rim = _around(f, 10, lambda n: rng.normal(-0.9, 0.4, n),
+                  rng) if k.myo else np.zeros((0, 3))
     rim[:, 2] += np.pi / 2
     return _sprite(e, h, a, f, cells=cells, rim=rim, dead=turn(dead))
 
@@ -504,54 +548,67 @@ def _n(radius, cv=0.25, aspect=1.7, wobble=0.16, holes=0.0, hole=(9, 20), hole_p
        e=40, h=20, base=5, myo=0):
     return SimpleNamespace(**locals())
 
-NESTS = dict(solid=_n(85, 0.32, 2.0, 0.2), cribriform=_n(110, 0.25, 1.6, 0.14, holes=0.85),
+# %% ../nbs/10_phantom.ipynb #5a2279d7
+NESTS = dict(solid=_n(85, 0.32, 2.0, 0.2), cribriform=_n(110, 0.25, 1.6, 0.14,
+    holes=0.85),
              in_situ=_n(115, 0.2, 1.35, 0.035, e=38, h=16, base=8, myo=1),
-             in_situ_cribriform=_n(115, 0.2, 1.3, 0.035, holes=0.7, hole=(8, 14), hole_pitch=46,
+             in_situ_cribriform=_n(115, 0.2, 1.3, 0.035, holes=0.7, hole=(8, 14),
+                                   hole_pitch=46,
                                    e=38, h=16, base=8, myo=1))
 
 # %% ../nbs/10_phantom.ipynb #6db6852c
-ORGANS = dict(colon="CO", breast="BR", lung="LU", prostate="PR", stomach="ST", uterus="UT")
+ORGANS = dict(colon="CO", breast="BR", lung="LU", prostate="PR", stomach="ST",
+              uterus="UT")
 MALIGNANT = ("carcinoma_well", "carcinoma_moderate", "carcinoma_poor")
-CLASSES = ("normal_glands", *MALIGNANT, "in_situ", "fibrous_stroma", "adipose", "lymphocytes",
+CLASSES = ("normal_glands", *MALIGNANT, "in_situ", "fibrous_stroma", "adipose",
+           "lymphocytes",
            "necrosis", "mucus", "smooth_muscle")
-_GRADE = dict(carcinoma_well=0.35, carcinoma_moderate=0.6, carcinoma_poor=0.9, in_situ=0.5)
+_GRADE = dict(carcinoma_well=0.35, carcinoma_moderate=0.6, carcinoma_poor=0.9,
+              in_situ=0.5)
 
 def attributes(region_class, # One of `CLASSES`
                organ, # Key of `ORGANS`
                rng # Generator
-              ) -> dict: # ratio, dark, pleo, nucleoli, mitoses, lymph, stroma, necrosis, mucin, hemorrhage
+              ) -> dict: # Nuclei, mitoses (mm⁻²), lymphocytes, stroma, necrosis, mucin, blood
     "Draw how a region of this class looks"
     p = _GRADE.get(region_class, 0.0)
     yes = lambda q: bool(rng.random() < q)
     mix = lambda q, hi, lo, sd: float((hi if yes(q) else lo) + rng.normal(0, sd))
-    a = dict(ratio=1.0, dark=0.0, pleo=0.0, nucleoli=0.0, mitoses=0.0, necrosis=0, mucin=0)
+    a = dict(ratio=1.0, dark=0.0, pleo=0.0, nucleoli=0.0, mitoses=0.0, necrosis=0,
+             mucin=0)
     if p:
-        a.update(ratio=mix(0.3 + 0.6 * p, 1.55, 1.08, 0.07), dark=mix(0.25 + 0.5 * p, 0.75, 0.1, 0.08),
-                 pleo=mix(p, 0.75, 0.12, 0.09), nucleoli=0.55 if yes(0.1 + 0.6 * p) else 0.0,
+        a.update(ratio=mix(0.3 + 0.6 * p, 1.55, 1.08, 0.07),
+                 dark=mix(0.25 + 0.5 * p, 0.75, 0.1, 0.08),
+                 pleo=mix(p, 0.75, 0.12, 0.09), nucleoli=0.55 if yes(0.1 + 0.6 * p)
+                 else 0.0,
                  mitoses=float(rng.uniform(90, 260)) if yes(p * 0.75) else 0.0)
         a["necrosis"] = int(region_class != MALIGNANT[0] and yes(0.4))
         a["mucin"] = int(region_class in MALIGNANT[:2] and yes(0.3))
     a["lymph"] = mix(0.35 if p else 0.15, 0.8, 0.06, 0.05)
-    if region_class == "normal_glands" and organ in ("colon", "stomach"): a["lymph"] = 0.45
+    if region_class == "normal_glands" and organ in ("colon",
+        "stomach"): a["lymph"] = 0.45
     a["stroma"] = _stroma(region_class, organ, yes)
-    a["hemorrhage"] = int(region_class not in ("adipose", "mucus", "smooth_muscle") and yes(0.15))
+    a["hemorrhage"] = int(region_class not in ("adipose", "mucus", "smooth_muscle")
+                          and yes(0.15))
     q = lambda v, s, lo, hi: round(float(np.clip(np.round(v / s) * s, lo, hi)), 2)
     a.update(ratio=q(a["ratio"], 0.15, 0.9, 1.8), dark=q(a["dark"], 0.2, 0, 0.8),
              pleo=q(a["pleo"], 0.2, 0, 0.8), lymph=float(np.clip(a["lymph"], 0, 1)))
     return a
 
+# %% ../nbs/10_phantom.ipynb #e28c6c41
 def _stroma(region_class, organ, yes):
     if region_class in MALIGNANT: return "desmoplastic" if yes(0.6) else "collagen"
     if region_class == "normal_glands":
         return dict(breast="collagen", prostate="muscle").get(organ, "loose")
     return "collagen" if region_class in ("in_situ", "fibrous_stroma") else "loose"
 
-# %% ../nbs/10_phantom.ipynb #e28c6c41
+# %% ../nbs/10_phantom.ipynb #cf063b99
 ARCHITECTURE = dict(normal_glands="normal_glands", carcinoma_well="infiltrating_glands",
     carcinoma_moderate="cribriform", carcinoma_poor="solid_growth", in_situ="in_situ",
     fibrous_stroma="fibrous_stroma", adipose="adipose", lymphocytes="lymphocytes",
     necrosis="necrosis", mucus="mucin", smooth_muscle="smooth_muscle")
-_ATYPIA = ("enlarged_nuclei", "hyperchromasia", "pleomorphism", "prominent_nucleoli", "mitoses")
+_ATYPIA = ("enlarged_nuclei", "hyperchromasia", "pleomorphism", "prominent_nucleoli",
+           "mitoses")
 
 def findings_of(region_class, # One of `CLASSES`
                 a # From `attributes`
@@ -560,7 +617,9 @@ def findings_of(region_class, # One of `CLASSES`
     f = {c: False for c in ARCHITECTURE.values()}
     f.update({c: False for c in ("desmoplasia", "hemorrhage", *_ATYPIA)})
     f[ARCHITECTURE[region_class]] = True
-    put = lambda c, v, lo, hi: f.pop(c, None) if lo <= v <= hi else f.update({c: bool(v > hi)})
+    def put(c, v, lo, hi):
+        if lo <= v <= hi: f.pop(c, None)
+        else: f[c] = bool(v > hi)
     put("enlarged_nuclei", a["ratio"], 1.19, 1.34)
     put("hyperchromasia", a["dark"], 0.31, 0.49)
     put("pleomorphism", a["pleo"], 0.31, 0.49)
@@ -568,17 +627,20 @@ def findings_of(region_class, # One of `CLASSES`
     f["prominent_nucleoli"], f["mitoses"] = a["nucleoli"] > 0.3, a["mitoses"] > 60
     f["hemorrhage"] = bool(a["hemorrhage"])
     for c in ("necrosis", "mucin"): f[c] = bool(f[c] or a[c])
-    if region_class in _GRADE or region_class == "normal_glands": _stroma_findings(region_class, a, f)
+    if region_class in (*_GRADE, "normal_glands"): _stroma_findings(region_class, a, f)
     if region_class in ("lymphocytes", "necrosis"):
-        for c in ("hyperchromasia", "lymphocytes"): f.pop(c) if not f.get(c) else None
+        for c in ("hyperchromasia", "lymphocytes"):
+            if not f.get(c): f.pop(c, None)
     return _diagnosis(region_class, a, f)
 
 def _stroma_findings(region_class, a, f):
     f["desmoplasia"] = a["stroma"] == "desmoplastic"
     f.pop("fibrous_stroma")
-    if a["stroma"] == "collagen" and region_class != "carcinoma_poor": f["fibrous_stroma"] = True
+    if a["stroma"] == "collagen" and region_class != "carcinoma_poor":
+        f["fibrous_stroma"] = True
     if a["stroma"] == "muscle": f.pop("smooth_muscle")
 
+# %% ../nbs/10_phantom.ipynb #278e0332
 def _diagnosis(region_class, a, f):
     if region_class in _GRADE: f["uniform_nuclei"] = a["pleo"] < 0.31
     if 0.31 <= a["pleo"] <= 0.49: f.pop("uniform_nuclei", None)
@@ -602,13 +664,14 @@ def lay(cv, # Canvas
         y0, # Top of the window
         rng # Generator
        ) -> tuple: # (rows, columns) bool parts; per part angle map, shift y, shift x
-    "Cover a window with a ground, in parts with shifts of their own, so that no repeat shows"
+    "Cover a window with a ground, in parts of their own shift, so that no repeat shows"
     rows, cols = mask.shape
     part = _smooth(rows, cols, 420, rng, 0.3) > 0
     info, turned = [], rng.random() < 0.5
     for k in (0, 1):
         g, (dy, dx) = ground(kind), rng.integers(0, 1024, 2)
-        e, h, ang = (g.e.T, g.h.T, np.pi / 2 - g.angle.T) if turned else (g.e, g.h, g.angle)
+        e, h, ang = (g.e.T, g.h.T, np.pi / 2 - g.angle.T) if turned else (g.e, g.h,
+            g.angle)
         m = mask & (part == k)
         for j in range(0, rows, 512):
             for i in range(0, cols, 512):
@@ -620,13 +683,15 @@ def lay(cv, # Canvas
         info.append((ang, dy, dx))
     return part, info
 
+# %% ../nbs/10_phantom.ipynb #4a040a9d
 def _smooth(rows, cols, px, rng, detail=0.0):
     "Smooth noise of a given scale as int8: 32 is one deviation"
     m = max(px // 8, 1)
     k = px / m
     z = rng.standard_normal((rows // px + 3, cols // px + 3)).astype(np.float32) * 1.5
     high, wide = -(-rows // m), -(-cols // m)
-    z = Image.fromarray(z).resize((wide, high), Image.BICUBIC, (0.5, 0.5, 0.5 + wide / k, 0.5 + high / k))
+    z = Image.fromarray(z).resize((wide, high), Image.BICUBIC, (0.5, 0.5, 0.5 + wide / k,
+        0.5 + high / k))
     z = np.asarray(z)
     if detail: z = z + detail * rng.standard_normal(z.shape, np.float32)
     z = Image.fromarray(np.clip(128 + 32 * z, 1, 255).astype(np.uint8))
@@ -639,7 +704,8 @@ def angle_at(laid, # From `lay`
             ) -> np.ndarray: # (n,) radians
     "Direction of the fibres"
     part, info = laid
-    y, x = np.clip(y.astype(int), 0, part.shape[0] - 1), np.clip(x.astype(int), 0, part.shape[1] - 1)
+    y, x = np.clip(y.astype(int), 0, part.shape[0] - 1), np.clip(x.astype(int), 0,
+        part.shape[1] - 1)
     a = [ang[(y + dy) % 1024 // 16, (x + dx) % 1024 // 16] for ang, dy, dx in info]
     return np.where(part[y, x], a[1], a[0])
 
@@ -677,9 +743,11 @@ def add_cells(cv, # Canvas
              ):
     "Put nuclei on the list"
     count = 48 if bank == "mitoses" else 96
-    which = (np.mod(angle, np.pi) / np.pi * count + rng.normal(0, 1.5, len(x))).astype(int) % count
+    which = (np.mod(angle, np.pi) / np.pi * count + rng.normal(0, 1.5,
+        len(x))).astype(int) % count
     if bank == "mitoses": which = rng.integers(0, count, len(x))
-    cv.cells.append((bank, which, np.asarray(x, np.float32), np.asarray(y, np.float32), keep))
+    cv.cells.append((bank, which, np.asarray(x, np.float32), np.asarray(y, np.float32),
+                     keep))
 
 # %% ../nbs/10_phantom.ipynb #efd11f73
 def put_gland(cv, # Canvas
@@ -692,7 +760,7 @@ def put_gland(cv, # Canvas
               rng, # Generator
               pitch=0, # Which of `PITCH`
               overlap=0.05 # Refuse when more of it is taken
-             ) -> list: # cells, rim, dead in canvas pixels, or None where there was no room
+             ) -> list: # cells, rim, dead in canvas pixels; None for lack of room
     "Stamp a gland, turned and mirrored at random"
     t, fx, fy = rng.random(3) < 0.5
     high, wide = g.e.shape[::-1] if t else g.e.shape
@@ -700,7 +768,8 @@ def put_gland(cv, # Canvas
     rows, cols = cv.e.shape
     a, b, c, d = max(i, 0), min(i + high, rows), max(j, 0), min(j + wide, cols)
     if a >= b or c >= d: return None
-    turn = lambda z: (z.T if t else z)[::-1 if fy else 1, ::-1 if fx else 1][a-i:b-i, c-j:d-j]
+    turn = lambda z: (z.T if t else z)[::-1 if fy else 1, ::-1 if fx else 1][a-i:b-i,
+        c-j:d-j]
     al = turn(g.a)
     busy = cv.busy[a:b, c:d]
     on = al > 127
@@ -711,8 +780,10 @@ def put_gland(cv, # Canvas
         p = plane[a:b, c:d]
         p[:] = (p * (255 - w) + turn(z) * w) // 255
     busy |= on
-    return [_turned(p, t, fx, fy, x, y) for p in (g.cells[pitch], g.rim, getattr(g, "dead", g.rim[:0]))]
+    return [_turned(p, t, fx, fy, x, y) for p in (g.cells[pitch], g.rim,
+        getattr(g, "dead", g.rim[:0]))]
 
+# %% ../nbs/10_phantom.ipynb #606a7f31
 def _outside(mask, on, i, j):
     "Share of a gland that lies in the window of its region but outside of the region"
     rows, cols = on.shape
@@ -727,11 +798,12 @@ def _turned(p, t, fx, fy, x, y):
     if fy: v, a = -v, -a
     return np.stack([u / BASE + x, v / BASE + y, a], 1)
 
-# %% ../nbs/10_phantom.ipynb #606a7f31
+# %% ../nbs/10_phantom.ipynb #a74e277f
 PLANS = dict( # style, pitch µm, overlap, clustering
     carcinoma_well=("well", 66, 0.05), carcinoma_moderate=("cribriform", 130, 0.12),
     carcinoma_poor=("solid", 90, 0.45), in_situ=("in_situ", 120, 0.02))
-NORMAL = dict(colon=(92, 0.02), stomach=(58, 0.04), breast=(40, 0.03), prostate=(132, 0.05),
+NORMAL = dict(colon=(92, 0.02), stomach=(58, 0.04), breast=(40, 0.03),
+              prostate=(132, 0.05),
               lung=(52, 0.03), uterus=(98, 0.04))
 
 def sprites_of(region_class, organ, a, # Class, organ and attributes
@@ -749,7 +821,8 @@ def place(cv, organ, region_class, a, mask, x0, y0, rng):
     "Place the glands or nests of a region and list their nuclei"
     bank = sprites_of(region_class, organ, a, int(rng.integers(2)))
     if not bank: return
-    pitch, overlap = NORMAL[organ] if region_class == "normal_glands" else PLANS[region_class][1:]
+    normal = region_class == "normal_glands"
+    pitch, overlap = NORMAL[organ] if normal else PLANS[region_class][1:]
     jitter = 0.07 if region_class == "normal_glands" else 0.25
     q = spread(mask, pitch, rng, jitter, pad=60)
     if organ in ("breast", "lung") and region_class == "normal_glands":
@@ -757,23 +830,27 @@ def place(cv, organ, region_class, a, mask, x0, y0, rng):
         q = q[inside(m, q, True)]
     step = _pitch(region_class, a)
     got = [put_gland(cv, bank[k], x + x0, y + y0, mask, x0, y0, rng, step, overlap)
-           for (x, y), k in zip(q[rng.permutation(len(q))], rng.integers(0, len(bank), len(q)))]
+           for (x, y), k in zip(q[rng.permutation(len(q))], rng.integers(0, len(bank),
+               len(q)))]
     got = [g for g in got if g]
     if not got: return
     cells, rim, dead = (np.concatenate(z) for z in zip(*got))
     _epithelial_cells(cv, region_class, a, cells, rim, dead, rng)
 
+# %% ../nbs/10_phantom.ipynb #3220bac0
 def _pitch(region_class, a):
     "The closest of `PITCH` at which nuclei of this class hardly overlap"
     if region_class == "normal_glands": return 0
-    need = a["ratio"] * (5.6 if region_class == "carcinoma_well" else 6.2) * (1 + 0.15 * a["pleo"])
+    need = a["ratio"] * (5.6 if region_class == "carcinoma_well"
+                         else 6.2) * (1 + 0.15 * a["pleo"])
     return int(np.argmin(np.abs(np.array(PITCH) - need)))
 
-# %% ../nbs/10_phantom.ipynb #a74e277f
+# %% ../nbs/10_phantom.ipynb #8c21ee5e
 def _epithelial_cells(cv, region_class, a, cells, rim, dead, rng):
     if region_class == "normal_glands": bank = ("basal", 1.0)
     else:
-        kind = "basal" if region_class == "carcinoma_well" and a["pleo"] < 0.3 else "tumour"
+        tall = region_class == "carcinoma_well" and a["pleo"] < 0.3
+        kind = "basal" if tall else "tumour"
         bank = (kind, a["ratio"], a["dark"], a["pleo"], a["nucleoli"])
     hit = np.zeros(len(cells), bool)
     if a["mitoses"]:
@@ -788,15 +865,18 @@ def _epithelial_cells(cv, region_class, a, cells, rim, dead, rng):
 
 def _debris(cv, dead, rng):
     k = rng.random(len(dead))
-    for lo, hi, kind in ((0, 0.25, "ghost"), (0.25, 0.5, "pyknotic"), (0.4, 1.0, "dust")):
+    for lo, hi, kind in ((0, 0.25, "ghost"), (0.25, 0.5, "pyknotic"),
+                         (0.4, 1.0, "dust")):
         d = dead[(k >= lo) & (k < hi)]
         for _ in range(3 if kind == "dust" else 1):
             j = d[:, :2] + rng.normal(0, 5, (len(d), 2))
             add_cells(cv, (kind,), j[:, 0], j[:, 1], d[:, 2] * 7, rng, 220)
 
-# %% ../nbs/10_phantom.ipynb #3220bac0
-STROMA_CELLS = dict(collagen=("fibroblast", 26), desmoplastic=("active", 21), loose=("fibroblast", 25),
-    muscle=("muscle", 23), mucus=("fibroblast", 70), adipose=("fat", 9), alveoli=("round", 9))
+# %% ../nbs/10_phantom.ipynb #5a15b88a
+STROMA_CELLS = dict(collagen=("fibroblast", 26), desmoplastic=("active", 21),
+                    loose=("fibroblast", 25),
+    muscle=("muscle", 23), mucus=("fibroblast", 70), adipose=("fat", 9),
+    alveoli=("round", 9))
 SOLE = dict(fibrous_stroma="collagen", adipose="adipose", lymphocytes="lymphoid",
             necrosis="necrosis", mucus="mucus", smooth_muscle="muscle")
 
@@ -809,10 +889,13 @@ def fill(cv, kind, laid, a, mask, x0, y0, rng):
         q = spread(free, pitch, rng, 0.4)
         ang = angle_at(laid, q[:, 0], q[:, 1])
         if kind in ("adipose", "alveoli"):
-            q, ang = _on_walls(cv, q, ang, x0, y0, 0.3 if kind == "adipose" else 0.8, rng)
-        add_cells(cv, (name,), q[:, 0] + x0, q[:, 1] + y0, ang + rng.normal(0, 0.2, len(q)), rng, 190)
+            q, ang = _on_walls(cv, q, ang, x0, y0, 0.3 if kind == "adipose" else 0.8,
+                               rng)
+        add_cells(cv, (name,), q[:, 0] + x0, q[:, 1] + y0,
+                  ang + rng.normal(0, 0.2, len(q)), rng, 190)
     if kind == "lymphoid": _lymphocytes(cv, free, 7.2, 0.95, x0, y0, rng)
-    elif a["lymph"] > 0: _infiltrate(cv, free & _firm(cv, kind, mask, x0, y0), a["lymph"], x0, y0, rng)
+    elif a["lymph"] > 0: _infiltrate(cv, free & _firm(cv, kind, mask, x0, y0),
+                                     a["lymph"], x0, y0, rng)
     if a["hemorrhage"]: _blood(cv, free, x0, y0, rng)
     if kind == "necrosis":
         q = spread(free, 15, rng, 0.4)
@@ -823,11 +906,13 @@ def _firm(cv, kind, mask, x0, y0):
     if kind not in ("adipose", "alveoli"): return True
     return cv.e[y0:y0+mask.shape[0], x0:x0+mask.shape[1]] > 18
 
+# %% ../nbs/10_phantom.ipynb #f6569fbc
 def _blood(cv, free, x0, y0, rng):
     "Extravasated red cells in pools"
     q = spread(free & (_smooth(*free.shape, 80, rng, 0.3) > 20), 5.8, rng, 0.2)
     q = q[rng.random(len(q)) < 0.9]
-    add_cells(cv, ("rbc",), q[:, 0] + x0, q[:, 1] + y0, rng.uniform(0, 3.1, len(q)), rng, 255)
+    add_cells(cv, ("rbc",), q[:, 0] + x0, q[:, 1] + y0, rng.uniform(0, 3.1, len(q)), rng,
+              255)
 
 def _on_walls(cv, q, ang, x0, y0, share, rng):
     i, j = (q[:, 1] + y0).astype(int), (q[:, 0] + x0).astype(int)
@@ -840,7 +925,8 @@ def _lymphocytes(cv, mask, pitch, share, x0, y0, rng):
     kind = rng.random(len(q)) < 0.12
     for k, name in ((False, "lymphocyte"), (True, "plasma")):
         p = q[kind == k]
-        add_cells(cv, (name,), p[:, 0] + x0, p[:, 1] + y0, rng.uniform(0, 3.1, len(p)), rng, 120)
+        add_cells(cv, (name,), p[:, 0] + x0, p[:, 1] + y0, rng.uniform(0, 3.1, len(p)),
+                  rng, 120)
 
 def _infiltrate(cv, free, lymph, x0, y0, rng):
     "Lymphocytes in crowds: more where a smooth field is high"
@@ -848,28 +934,31 @@ def _infiltrate(cv, free, lymph, x0, y0, rng):
     _lymphocytes(cv, free & crowd, 11, 0.4 + 0.35 * lymph, x0, y0, rng)
     _lymphocytes(cv, free, 60, 0.6, x0, y0, rng)
 
-# %% ../nbs/10_phantom.ipynb #8c21ee5e
+# %% ../nbs/10_phantom.ipynb #183691ef
 def paint_regions(cv, # Canvas
                   organ, # Key of `ORGANS`
-                  regions, # List of (class, attributes, mask (rows, columns) bool, left, top of its window)
+                  regions, # List of (class, attributes, mask, left, top of its window)
                   rng # Generator
                  ):
     "Paint all grounds, then all glands, then the cells between them"
     laid = []
     for c, a, mask, x0, y0 in regions:
-        laid.append((ground_of(c, organ, a), lay(cv, ground_of(c, organ, a), mask, x0, y0, rng)))
+        laid.append((ground_of(c, organ, a), lay(cv, ground_of(c, organ, a), mask, x0,
+            y0, rng)))
     for r in regions: place(cv, organ, *r, rng)
-    for (kind, info), (_, a, mask, x0, y0) in zip(laid, regions): fill(cv, kind, info, a, mask, x0, y0, rng)
+    for (kind, info), (_, a, mask, x0, y0) in zip(laid, regions): fill(cv, kind, info, a,
+        mask, x0, y0, rng)
 
 def ground_of(region_class, organ, a):
     "The ground on which a region stands"
     if region_class == "normal_glands" and organ == "lung": return "alveoli"
     return SOLE.get(region_class, a["stroma"])
 
-# %% ../nbs/10_phantom.ipynb #5a15b88a
+# %% ../nbs/10_phantom.ipynb #9c5e7a06
 @functools.lru_cache(maxsize=2)
 def _speckle():
-    n = noise(512, 0.8, 0.8, key_rng("speckle")) * 13 + noise(512, 2.4, 2.4, key_rng("speckle2")) * 9
+    n = noise(512, 0.8, 0.8, key_rng("speckle")) * 13 + noise(512, 2.4, 2.4,
+        key_rng("speckle2")) * 9
     return np.tile(np.clip(128 + n, 70, 200).astype(np.uint16), (3, 3))
 
 def develop(cv, # Canvas
@@ -887,9 +976,11 @@ def develop(cv, # Canvas
         z[:] = t
     for bank, which, x, y, keep in cv.cells:
         m = slice(*np.searchsorted(y, ((y0 - 60) / factor, (y1 + 60) / factor)))
-        m = m.start + np.flatnonzero((x[m] * factor > x0 - 90) & (x[m] * factor < x1 + 90))
+        m = m.start + np.flatnonzero((x[m] * factor > x0 - 90)
+                                     & (x[m] * factor < x1 + 90))
         if len(m) == 0: continue
-        s = mitoses(BASE / factor) if bank == "mitoses" else nuclei(bank[0], BASE / factor, *bank[1:])
+        s = mitoses(BASE / factor) if bank == "mitoses" else nuclei(bank[0],
+            BASE / factor, *bank[1:])
         planes = (e, h) if bank[0] == "rbc" else (h, e)
         stamp(*planes, s, which[m], x[m] * factor - x0, y[m] * factor - y0, keep)
     return to_rgb(h, e, luts)
@@ -902,13 +993,14 @@ def _enlarge(z, factor, box):
     size = (box[2] - box[0], box[3] - box[1])
     return np.array(im.resize(size, Image.BILINEAR, (x0 - c, y0 - a, x1 - c, y1 - a)))
 
+# %% ../nbs/10_phantom.ipynb #1cabcc2e
 def by_row(cv # Canvas, changed
           ):
     "Sort the cells of a canvas by row"
     order = [np.argsort(c[3], kind="stable") for c in cv.cells]
     cv.cells = [(c[0], c[1][o], c[2][o], c[3][o], c[4]) for c, o in zip(cv.cells, order)]
 
-# %% ../nbs/10_phantom.ipynb #f6569fbc
+# %% ../nbs/10_phantom.ipynb #ebb1b299
 def paint_patch(region_class, # One of `CLASSES`
                 organ="colon", # Key of `ORGANS`
                 a=None, # Attributes; None draws them
@@ -916,7 +1008,7 @@ def paint_patch(region_class, # One of `CLASSES`
                 mpp=0.5, # µm a pixel
                 rng=None, # Generator
                 look=None # Stain; None draws one
-               ) -> tuple: # (px, px, 3) uint8 and the truth: region_class, organ, attributes, findings
+               ) -> tuple: # (px, px, 3) uint8; truth: class, organ, attributes, findings
     "Paint one patch of one class"
     rng = np.random.default_rng(0) if rng is None else rng
     a, look = a or attributes(region_class, organ, rng), look or stain(rng)
@@ -926,19 +1018,26 @@ def paint_patch(region_class, # One of `CLASSES`
     paint_regions(cv, organ, [(region_class, a, np.ones((n, n), bool), 0, 0)], rng)
     by_row(cv)
     im = develop(cv, stain_luts(look), factor, (0, 0, n * factor, n * factor))
-    if im.shape[0] != px: im = np.asarray(Image.fromarray(im).resize((px, px), Image.LANCZOS))
+    if im.shape[0] != px: im = np.asarray(Image.fromarray(im).resize((px, px),
+        Image.LANCZOS))
     hits = sum(int(inside(cv.busy >= 0, m).sum()) for m in cv.mitoses)
     return im, dict(region_class=region_class, organ=organ, attributes=a, mitoses=hits,
                     findings=findings_of(region_class, a))
 
 # %% ../nbs/10_phantom.ipynb #704b1139
 AROUND = dict( # normal structures about a lesion, by organ
-    colon=("normal_glands", "smooth_muscle", "adipose", "lymphocytes", "normal_glands", "fibrous_stroma"),
-    stomach=("normal_glands", "smooth_muscle", "adipose", "lymphocytes", "normal_glands", "fibrous_stroma"),
-    breast=("normal_glands", "adipose", "fibrous_stroma", "adipose", "fibrous_stroma", "lymphocytes"),
-    lung=("normal_glands", "fibrous_stroma", "lymphocytes", "normal_glands", "smooth_muscle", "adipose"),
-    prostate=("normal_glands", "smooth_muscle", "normal_glands", "smooth_muscle", "adipose", "lymphocytes"),
-    uterus=("normal_glands", "smooth_muscle", "smooth_muscle", "normal_glands", "fibrous_stroma", "lymphocytes"))
+    colon=("normal_glands", "smooth_muscle", "adipose", "lymphocytes", "normal_glands",
+           "fibrous_stroma"),
+    stomach=("normal_glands", "smooth_muscle", "adipose", "lymphocytes", "normal_glands",
+             "fibrous_stroma"),
+    breast=("normal_glands", "adipose", "fibrous_stroma", "adipose", "fibrous_stroma",
+            "lymphocytes"),
+    lung=("normal_glands", "fibrous_stroma", "lymphocytes", "normal_glands",
+          "smooth_muscle", "adipose"),
+    prostate=("normal_glands", "smooth_muscle", "normal_glands", "smooth_muscle",
+              "adipose", "lymphocytes"),
+    uterus=("normal_glands", "smooth_muscle", "smooth_muscle", "normal_glands",
+            "fibrous_stroma", "lymphocytes"))
 
 def outline(n, # Side of the map, pixels
             share, # Share of the map that is tissue
@@ -948,10 +1047,12 @@ def outline(n, # Side of the map, pixels
     g = np.linspace(-1, 1, n)
     p = rng.uniform(2.0, 3.2)
     r = (np.abs(g[:, None] * rng.uniform(0.9, 1.15))**p + np.abs(g[None])**p)**(1 / p)
-    f = r + 0.13 / 32 * _smooth(n, n, n // 4, rng) + 0.035 / 32 * _smooth(n, n, max(n // 16, 2), rng)
+    f = r + 0.13 / 32 * _smooth(n, n, n // 4, rng) + 0.035 / 32 * _smooth(n, n,
+        max(n // 16, 2), rng)
     f = np.maximum(f, (r - 0.93) * 9)
     return f < np.quantile(f, share)
 
+# %% ../nbs/10_phantom.ipynb #27e6e48c
 def split(mask, # (n, n) bool
           parts, # Number of parts
           rng # Generator
@@ -969,12 +1070,12 @@ def split(mask, # (n, n) bool
     d = np.stack([(j - a)**2 + (i - b)**2 for a, b in seeds])
     return np.where(mask, d.argmin(0) + 1, 0)
 
-# %% ../nbs/10_phantom.ipynb #27e6e48c
+# %% ../nbs/10_phantom.ipynb #d0c87afe
 def layout(organ, # Key of `ORGANS`
            benign, # No lesion
            n, # Side of the map, pixels
            rng # Generator
-          ) -> tuple: # (n, n) uint8 region ids; list of regions: id, region_class, attributes, lesion
+          ) -> tuple: # (n, n) uint8 region ids; list of regions
     "Where each region of a slide lies, and what it is"
     tissue = outline(n, rng.uniform(0.6, 0.68), rng)
     around = split(tissue, 6, rng)
@@ -984,7 +1085,8 @@ def layout(organ, # Key of `ORGANS`
     if not benign:
         lesion = _lesion(tissue, rng.uniform(0.27, 0.36), rng)
         inner = _lesion_classes(rng)
-        around = np.where(lesion, 0, around) + np.where(lesion, split(lesion, len(inner), rng) + 6, 0)
+        around = np.where(lesion, 0, around) + np.where(lesion, split(lesion, len(inner),
+            rng) + 6, 0)
         regions += [dict(region_class=c, lesion=True) for c in inner]
     for k, r in enumerate(regions):
         r.update(id=k + 1, attributes=attributes(r["region_class"], organ, rng))
@@ -1001,9 +1103,10 @@ def _lesion(tissue, share, rng):
 def _lesion_classes(rng):
     main = list(rng.permutation(MALIGNANT)[:2])
     extra = rng.choice(["in_situ", "in_situ", "necrosis", "mucus"])
-    return [str(main[0]), str(main[1]), str(main[0]) if rng.random() < 0.3 else str(extra)]
+    return [str(main[0]), str(main[1]), str(main[0]) if rng.random() < 0.3
+            else str(extra)]
 
-# %% ../nbs/10_phantom.ipynb #d0c87afe
+# %% ../nbs/10_phantom.ipynb #710ce4f5
 def grow(ids # (n, n) region map
         ) -> np.ndarray: # The same, glass filled with the nearest region
     "Extend regions over the glass, so that borders between them stay smooth at the edge"
@@ -1023,6 +1126,7 @@ def soft(mask, # (rows, columns) bool on the map
 def _fray(rows, cols, k, rng):
     return 12 + np.clip(_smooth(rows * k, cols * k, 26, rng), -75, 62).astype(np.int16)
 
+# %% ../nbs/10_phantom.ipynb #6d8f2a37
 def section(ids, # (n, n) uint8 region map
             regions, # From `layout`
             organ, # Key of `ORGANS`
@@ -1034,7 +1138,8 @@ def section(ids, # (n, n) uint8 region map
     for r in regions:
         m = full == r["id"]
         j, i = np.flatnonzero(m.any(1)), np.flatnonzero(m.any(0))
-        a, b, c, d = max(j[0] - 2, 0), min(j[-1] + 3, n), max(i[0] - 2, 0), min(i[-1] + 3, n)
+        a, b, c, d = max(j[0] - 2, 0), min(j[-1] + 3, n), max(i[0] - 2,
+            0), min(i[-1] + 3, n)
         if not (m & (ids > 0)).any(): continue
         mask = soft(m[a:b, c:d], _fray(b - a, d - c, k, rng))
         todo.append((r["region_class"], r["attributes"], mask, c * k, a * k))
@@ -1051,9 +1156,10 @@ def section(ids, # (n, n) uint8 region map
 def thick(cv, # Canvas, changed
           rng # Generator
          ):
-    "Vary the thickness of the section and the uptake of eosin on a scale of half a millimetre"
+    "Vary thickness and uptake of eosin on a scale of half a millimetre"
     for z, spread in ((cv.h, 3), (cv.e, 2)):
-        w = (_smooth(*z.shape, 900, rng) // np.int8(spread)).view(np.uint8) + np.uint8(128)
+        w = (_smooth(*z.shape, 900,
+                     rng) // np.int8(spread)).view(np.uint8) + np.uint8(128)
         for a in range(0, len(z), 512):
             t = np.multiply(z[a:a+512], w[a:a+512], dtype=np.uint16)
             z[a:a+512] = np.minimum(t >> 7, 235)
@@ -1069,13 +1175,15 @@ def artefacts(n, # Side of the map
     pts = np.argwhere(tissue)
     bend = 7 / 32 * _smooth(n, n, max(n // 4, 2), rng)
     def line(c, t, length, width):
-        u, v = (i - c[1]) * np.cos(t) + (j - c[0]) * np.sin(t), (j - c[0]) * np.cos(t) - (i - c[1]) * np.sin(t)
+        u, v = (i - c[1]) * np.cos(t) + (j - c[0]) * np.sin(t), (j
+            - c[0]) * np.cos(t) - (i - c[1]) * np.sin(t)
         return (np.abs(v + bend) < width / 2) & (np.abs(u) < length / 2)
     pick, turn = lambda: pts[rng.integers(len(pts))], lambda: rng.uniform(0, np.pi)
     if rng.random() < 0.45:
         c = pick()
         art[np.hypot(j - c[0], i - c[1]) < n * rng.uniform(0.04, 0.07)] = 3
-    if rng.random() < 0.55: art[line(pick(), turn(), n * 0.32, rng.uniform(7, 13)) & tissue] = 1
+    if rng.random() < 0.55: art[line(pick(), turn(), n * 0.32, rng.uniform(7, 13))
+                                & tissue] = 1
     if rng.random() < 0.45:
         e = np.argwhere(tissue & ~np.roll(tissue, 3, int(rng.integers(2))))
         art[line(e[rng.integers(len(e))], turn(), n * 0.3, rng.uniform(16, 26))] = 2
@@ -1094,6 +1202,7 @@ def fold(cv, # Canvas, changed
     for z in (cv.e, cv.h):
         z[j, i] = np.minimum(z[j, i] * 1.25 + z[src] * 0.9 + 14, 235).astype(np.uint8)
 
+# %% ../nbs/10_phantom.ipynb #7fa0460b
 def mark(im, # (rows, columns, 3) uint8, changed
          art, # Artefact map
          colour, # Of the pen
@@ -1108,7 +1217,8 @@ def mark(im, # (rows, columns, 3) uint8, changed
         a, b = c[0] * down, min((c[-1] + 1) * down, cols)
         s0, s1 = y0 // down, -(-(y0 + rows) // down)
         m = Image.fromarray(_feather(k)[s0:s1, c[0]:c[-1]+1])
-        m = np.asarray(m.resize(((c[-1] + 1 - c[0]) * down, (s1 - s0) * down), Image.BICUBIC))
+        m = np.asarray(m.resize(((c[-1] + 1 - c[0]) * down, (s1 - s0) * down),
+                                Image.BICUBIC))
         w = m[y0 - s0 * down:][:rows, :b - a, None].astype(np.float32) / 255
         z = im[:, a:b]
         if kind == 2: z[:] = z * (1 - w * (1 - np.float32(colour) / 255 * 0.9 - 0.08))
@@ -1116,7 +1226,8 @@ def mark(im, # (rows, columns, 3) uint8, changed
 
 def _feather(mask):
     from scipy.ndimage import gaussian_filter
-    return np.clip(gaussian_filter(mask * 255.0, 1.2) * 2.4 - 180, 0, 255).astype(np.uint8)
+    return np.clip(gaussian_filter(mask * 255.0, 1.2) * 2.4 - 180, 0,
+                   255).astype(np.uint8)
 
 def _blur(z):
     from PIL import ImageFilter
@@ -1126,7 +1237,7 @@ def _blur(z):
 APERIO = ("Aperio Image Library v12.0.5\r\n{w}x{h} [0,0 {w}x{h}] (256x256) JPEG/RGB Q={q}"
           "|AppMag = {power}|MPP = {mpp}|Filename = {name}|ScanScope ID = PHANTOM")
 
-def write_svs(strips, # Iterator of (rows, width, 3) uint8, rows a multiple of 256 but the last
+def write_svs(strips, # Iterator of (rows, width, 3) uint8, rows a multiple of 256
               width, # Of level 0
               height, # Of level 0
               mpp, # µm a pixel
@@ -1140,19 +1251,24 @@ def write_svs(strips, # Iterator of (rows, width, 3) uint8, rows a multiple of 2
         z = Image.fromarray(im)
         for k, level in zip((4, 16), small): level.append(np.asarray(z.reduce(k)))
     import tifffile
-    text = APERIO.format(w=width, h=height, q=quality, mpp=mpp, power=round(10 / mpp), name=Path(path).stem)
+    text = APERIO.format(w=width, h=height, q=quality, mpp=mpp, power=round(10 / mpp),
+                         name=Path(path).stem)
     levels = [np.concatenate(s) for s in small]
     with tifffile.TiffWriter(path, bigtiff=False) as tif:
-        opts = dict(tile=(256, 256), photometric="ycbcr", subsampling=(2, 2), compression="jpeg",
+        opts = dict(tile=(256, 256), photometric="ycbcr", subsampling=(2, 2),
+                    compression="jpeg",
                     dtype=np.uint8, metadata=None, software=False)
         tif.write(iter(tiles), shape=(height, width, 3), description=text, **opts)
         thumb = np.ascontiguousarray(levels[1])
-        tif.write(thumb, photometric="rgb", rowsperstrip=thumb.shape[0], compression=None, metadata=None,
+        tif.write(thumb, photometric="rgb", rowsperstrip=thumb.shape[0],
+                  compression=None, metadata=None,
                   software=False, description=text.split("|")[0])
         for z in levels:
-            tif.write(iter(_tiles(z, quality)), shape=z.shape, description=text.split("|")[0],
+            tif.write(iter(_tiles(z, quality)), shape=z.shape,
+                      description=text.split("|")[0],
                       subfiletype=0, **opts)
 
+# %% ../nbs/10_phantom.ipynb #3bd6e624
 def _tiles(im, quality):
     from imagecodecs import jpeg8_encode
     out = []
@@ -1160,12 +1276,14 @@ def _tiles(im, quality):
         for x in range(0, im.shape[1], 256):
             t = im[y:y+256, x:x+256]
             if t.shape[:2] != (256, 256):
-                t = np.pad(t, ((0, 256 - t.shape[0]), (0, 256 - t.shape[1]), (0, 0)), mode="edge")
-            out.append(jpeg8_encode(np.ascontiguousarray(t), level=quality, colorspace="RGB",
+                t = np.pad(t, ((0, 256 - t.shape[0]), (0, 256 - t.shape[1]), (0, 0)),
+                           mode="edge")
+            out.append(jpeg8_encode(np.ascontiguousarray(t), level=quality,
+                                    colorspace="RGB",
                                     outcolorspace="YCBCR", subsampling="420"))
     return out
 
-# %% ../nbs/10_phantom.ipynb #3bd6e624
+# %% ../nbs/10_phantom.ipynb #d4b3e601
 def paint_slide(item, # slide_id, patient_id, source, benign, px, mpp, seed
                 path # The .svs file
                ):
@@ -1182,11 +1300,12 @@ def paint_slide(item, # slide_id, patient_id, source, benign, px, mpp, seed
     by_row(cv)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_svs(strips(cv, look, art, colour, item), item["px"] // down * down, n * down, item["mpp"], path)
+    write_svs(strips(cv, look, art, colour, item), item["px"] // down * down, n * down,
+              item["mpp"], path)
     _truth(item, ids, regions, art, cv, path.parent.parent / "truth")
 
 def strips(cv, look, art, colour, item, block=1024):
-    "The picture of a canvas, strip by strip, each developed in blocks; empty glass is not developed"
+    "The picture of a canvas, strip by strip, each in blocks; empty glass is not developed"
     luts, factor = stain_luts(look), round(BASE / item["mpp"])
     rows, cols = (n * factor for n in cv.e.shape)
     down, pad = int(MAP / item["mpp"]), 32 if (art == 3).any() else 0
@@ -1197,16 +1316,19 @@ def strips(cv, look, art, colour, item, block=1024):
         for x in range(0, cols, block):
             for y0, y1 in _cuts(a, b, block):
                 box = (x, y0, min(x + block, cols), y1)
-                im[y0 - a:y1 - a, x:box[2]] = develop(cv, luts, factor, box) if _used(cv, factor, box) else glass
+                im[y0 - a:y1 - a, x:box[2]] = develop(cv, luts, factor, box) if _used(cv,
+                    factor, box) else glass
         mark(im, art, colour, a, down)
         yield im[y - a:min(y + block, rows) - a]
 
+# %% ../nbs/10_phantom.ipynb #e8af8051
 def _cuts(a, b, block): return [(y, min(y + block, b)) for y in range(a, b, block)]
 
 def _used(cv, factor, box):
     x0, y0, x1, y1 = (v // factor for v in box)
     if cv.tissue[y0:y1, x0:x1].any(): return True
-    return any(((x > x0 - 60) & (x < x1 + 60) & (y > y0 - 60) & (y < y1 + 60)).any() for _, _, x, y, _ in cv.cells)
+    return any(((x > x0 - 60) & (x < x1 + 60) & (y > y0 - 60) & (y < y1 + 60)).any()
+               for _, _, x, y, _ in cv.cells)
 
 def dust(cv, rng):
     "Specks on the glass"
@@ -1217,48 +1339,70 @@ def dust(cv, rng):
 def _truth(item, ids, regions, art, cv, out):
     out.mkdir(parents=True, exist_ok=True)
     sid, f = item["slide_id"], BASE / item["mpp"]
-    for name, z in ((f"{sid}.png", ids), (f"{sid}.artefacts.png", art)): Image.fromarray(z).save(out / name)
-    regs = [dict(id=r["id"], region_class=r["region_class"], lesion=r["lesion"], attributes=r["attributes"],
-                 findings=findings_of(r["region_class"], r["attributes"])) for r in regions]
+    for name, z in ((f"{sid}.png", ids),
+                    (f"{sid}.artefacts.png", art)): Image.fromarray(z).save(out / name)
+    regs = [dict(id=r["id"], region_class=r["region_class"], lesion=r["lesion"],
+                 attributes=r["attributes"],
+                 findings=findings_of(r["region_class"], r["attributes"]))
+                 for r in regions]
     mit = np.concatenate([np.zeros((0, 2)), *cv.mitoses]) * f
-    truth = dict(slide_id=sid, source=item["source"], mpp=item["mpp"], downsample=int(MAP / item["mpp"]),
-                 benign=item["benign"], regions=regs, mitoses=np.rint(mit).astype(int).tolist(),
+    truth = dict(slide_id=sid, source=item["source"], mpp=item["mpp"],
+                 downsample=int(MAP / item["mpp"]),
+                 benign=item["benign"], regions=regs,
+                 mitoses=np.rint(mit).astype(int).tolist(),
                  report=plan_report(item, regs))
     write_json(truth, out / f"{sid}.json")
 
 # %% ../nbs/10_phantom.ipynb #58742c49
 WORDS = dict(
     enlarged_nuclei=("enlarged nuclei", "large nuclei", "nuclear enlargement"),
-    hyperchromasia=("hyperchromatic nuclei", "nuclear hyperchromasia", "darkly stained nuclei"),
-    pleomorphism=("nuclear pleomorphism", "pleomorphic nuclei", "marked variation in nuclear size and shape"),
+    hyperchromasia=("hyperchromatic nuclei", "nuclear hyperchromasia",
+                    "darkly stained nuclei"),
+    pleomorphism=("nuclear pleomorphism", "pleomorphic nuclei",
+                  "marked variation in nuclear size and shape"),
     prominent_nucleoli=("prominent nucleoli", "conspicuous nucleoli"),
     mitoses=("mitotic figures", "frequent mitoses", "brisk mitotic activity"),
     uniform_nuclei=("uniform nuclei", "bland, uniform nuclei", "small regular nuclei"),
     desmoplasia=("a desmoplastic stroma", "a desmoplastic stromal reaction"),
     fibrous_stroma=("fibrous stroma", "collagenous stroma", "dense collagen bundles"),
-    lymphocytes=("a lymphocytic infiltrate", "aggregates of lymphocytes", "many lymphocytes"),
+    lymphocytes=("a lymphocytic infiltrate", "aggregates of lymphocytes",
+                 "many lymphocytes"),
     necrosis=("necrosis", "necrotic debris", "foci of necrosis"),
     mucin=("mucin", "extracellular mucin", "pools of mucin"),
     hemorrhage=("haemorrhage", "extravasated red blood cells"),
-    adipose=("adipose tissue", "mature adipocytes"), smooth_muscle=("smooth muscle", "bundles of smooth muscle"))
+    adipose=("adipose tissue", "mature adipocytes"), smooth_muscle=("smooth muscle",
+        "bundles of smooth muscle"))
+
+# %% ../nbs/10_phantom.ipynb #b69d32e7
 SHOWN = dict(
-    normal_glands=("normal glands", "regular, evenly spaced glands", "preserved glandular architecture",
+    normal_glands=("normal glands", "regular, evenly spaced glands",
+                   "preserved glandular architecture",
                    "benign glands"),
-    carcinoma_well=("infiltrating glands", "irregular, infiltrating glands", "haphazardly infiltrating malignant glands"),
-    carcinoma_moderate=("cribriform glands", "fused and cribriform glands", "a cribriform growth pattern"),
-    carcinoma_poor=("solid sheets of tumour cells", "a solid growth pattern", "solid nests of tumour cells"),
-    in_situ=("carcinoma in situ", "in situ carcinoma", "an in situ component with a smooth outline"),
-    fibrous_stroma=("fibrous stroma", "bundles of collagen", "collagenous connective tissue"),
+    carcinoma_well=("infiltrating glands", "irregular, infiltrating glands",
+                    "haphazardly infiltrating malignant glands"),
+    carcinoma_moderate=("cribriform glands", "fused and cribriform glands",
+                        "a cribriform growth pattern"),
+    carcinoma_poor=("solid sheets of tumour cells", "a solid growth pattern",
+                    "solid nests of tumour cells"),
+    in_situ=("carcinoma in situ", "in situ carcinoma",
+             "an in situ component with a smooth outline"),
+    fibrous_stroma=("fibrous stroma", "bundles of collagen",
+                    "collagenous connective tissue"),
     adipose=("adipose tissue", "mature adipocytes", "mature adipose tissue"),
-    lymphocytes=("lymphoid tissue", "sheets of lymphocytes", "a dense lymphocytic infiltrate"),
+    lymphocytes=("lymphoid tissue", "sheets of lymphocytes",
+                 "a dense lymphocytic infiltrate"),
     necrosis=("necrosis", "necrotic debris", "extensive necrosis with cell debris"),
-    mucus=("pools of extracellular mucin", "mucin pools", "abundant extracellular mucin"),
+    mucus=("pools of extracellular mucin", "mucin pools",
+           "abundant extracellular mucin"),
     smooth_muscle=("smooth muscle", "bundles of smooth muscle", "smooth muscle bundles"))
-ADJECTIVE = dict(colon="colonic", breast="mammary", lung="pulmonary", prostate="prostatic",
+ADJECTIVE = dict(colon="colonic", breast="mammary", lung="pulmonary",
+                 prostate="prostatic",
                  stomach="gastric", uterus="endometrial")
-GRADE = dict(carcinoma_well="well differentiated", carcinoma_moderate="moderately differentiated",
+GRADE = dict(carcinoma_well="well differentiated",
+             carcinoma_moderate="moderately differentiated",
              carcinoma_poor="poorly differentiated")
 
+# %% ../nbs/10_phantom.ipynb #03445ed0
 def pick(options, # Sequence
          rng # Generator
         ): # One of them
@@ -1276,31 +1420,42 @@ def cap(s # Text
     "Begin with a capital"
     return s[:1].upper() + s[1:]
 
-# %% ../nbs/10_phantom.ipynb #b69d32e7
-CYTOLOGY = ("enlarged_nuclei", "hyperchromasia", "pleomorphism", "prominent_nucleoli", "mitoses", "uniform_nuclei")
-LEAD = ("Sections show {x}", "Microscopic examination shows {x}", "The tumour is composed of {x}",
+# %% ../nbs/10_phantom.ipynb #d0a4cf31
+CYTOLOGY = ("enlarged_nuclei", "hyperchromasia", "pleomorphism", "prominent_nucleoli",
+            "mitoses", "uniform_nuclei")
+LEAD = ("Sections show {x}", "Microscopic examination shows {x}",
+        "The tumour is composed of {x}",
         "Histologically there are {x}", "The lesion consists of {x}")
-CYTO = ("The tumour cells show {x}", "The neoplastic cells have {x}", "Cytologically there are {x}",
+CYTO = ("The tumour cells show {x}", "The neoplastic cells have {x}",
+        "Cytologically there are {x}",
         "High power shows {x}")
-DENY = ("No {x} identified", "{X} not identified", "There is no {y}", "Negative for {y}", "{X} absent")
-_PLURAL = dict(mitoses="mitotic figures are", necrosis="necrosis is", desmoplasia="desmoplastic reaction is",
-               lymphocytes="lymphocytic infiltrate is", hemorrhage="haemorrhage is", mucin="mucin is",
+DENY = ("No {x} identified", "{X} not identified", "There is no {y}", "Negative for {y}",
+        "{X} absent")
+_PLURAL = dict(mitoses="mitotic figures are", necrosis="necrosis is",
+               desmoplasia="desmoplastic reaction is",
+               lymphocytes="lymphocytic infiltrate is", hemorrhage="haemorrhage is",
+               mucin="mucin is",
                prominent_nucleoli="prominent nucleoli are")
 
+# %% ../nbs/10_phantom.ipynb #c1135f01
 def microscopy(r, # Region with its findings
                rng # Generator
               ) -> tuple: # sentences; concept -> bool of what they say
     "Sentences of a report on one region"
     f, said = r["findings"], {}
-    take = lambda cs, p: [c for c in cs if f.get(c) and rng.random() < p and not said.update({c: True})]
+    take = lambda cs, p: [c for c in cs if f.get(c) and rng.random() < p
+                          and not said.update({c: True})]
     said[ARCHITECTURE[r["region_class"]]] = True
     out = [pick(LEAD, rng).format(x=pick(SHOWN[r["region_class"]], rng))]
     stroma = take(("desmoplasia", "fibrous_stroma"), 0.8)
-    if stroma: out[0] += f" in {pick(WORDS[stroma[0]], rng)}"; said = {k: v for k, v in said.items() if k not in stroma[1:]}
+    if stroma: out[0] += f" in {pick(WORDS[stroma[0]], rng)}"; said = {k: v for k,
+        v in said.items() if k not in stroma[1:]}
     cyto = take(CYTOLOGY, 0.9)
-    if cyto: out.append(pick(CYTO, rng).format(x=listed(pick(WORDS[c], rng) for c in cyto)))
+    if cyto: out.append(pick(CYTO, rng).format(x=listed(pick(WORDS[c], rng)
+        for c in cyto)))
     own = ARCHITECTURE[r["region_class"]]
-    rest = [c for c in take(("lymphocytes", "necrosis", "mucin", "hemorrhage"), 0.9) if c != own]
+    rest = [c for c in take(("lymphocytes", "necrosis", "mucin", "hemorrhage"), 0.9)
+            if c != own]
     if rest: out.append(pick(("Also present: {x}", "The background shows {x}",
         "Associated findings: {x}", "In addition the sections show {x}"), rng).format(
         x=listed(pick(WORDS[c], rng) for c in rest)))
@@ -1313,16 +1468,19 @@ def denials(regs, # Regions of which the report speaks
     out, said = [], {}
     for c, p in _PLURAL.items():
         if all(r["findings"].get(c) is False for r in regs) and rng.random() < 0.5:
-            out.append(pick(DENY, rng).format(x=p, X=cap(p), y=p.rsplit(" ", 1)[0]) + ".")
+            out.append(pick(DENY, rng).format(x=p, X=cap(p), y=p.rsplit(" ", 1)[0])
+                       + ".")
             said[c] = False
     return out, said
 
+# %% ../nbs/10_phantom.ipynb #53cf475f
 def plan_report(item, # As `paint_slide`
                 regs # Regions with findings
                ) -> dict: # findings, regions, sentences
     "What the report will say of this slide, fixed with its truth"
     rng = seeded(item["seed"], "report", item["slide_id"])
-    about = [r for r in regs if r["lesion"]] or [r for r in regs if r["region_class"] == "normal_glands"]
+    about = [r for r in regs if r["lesion"]] or [r for r in regs
+        if r["region_class"] == "normal_glands"]
     about = about or regs[:1]
     sents, said = [], {}
     for r in about:
@@ -1340,28 +1498,39 @@ def _verdict(kinds):
     return dict(benign=True) if kinds == ["normal_glands"] * len(kinds) else {}
 
 # %% ../nbs/10_phantom.ipynb #9254bee0
-SPECIMEN = dict(colon=("Sigmoid colon, segmental resection", "Colon, right hemicolectomy"),
-    breast=("Left breast, lumpectomy", "Right breast, mastectomy"), lung=("Right upper lobe, lobectomy",
-    "Left lower lobe, lobectomy"), prostate=("Prostate and seminal vesicles, radical prostatectomy",
-    "Prostate, radical prostatectomy"), stomach=("Stomach, distal gastrectomy", "Stomach, total gastrectomy"),
+SPECIMEN = dict(colon=("Sigmoid colon, segmental resection",
+                       "Colon, right hemicolectomy"),
+    breast=("Left breast, lumpectomy", "Right breast, mastectomy"),
+    lung=("Right upper lobe, lobectomy",
+    "Left lower lobe, lobectomy"),
+    prostate=("Prostate and seminal vesicles, radical prostatectomy",
+    "Prostate, radical prostatectomy"), stomach=("Stomach, distal gastrectomy",
+        "Stomach, total gastrectomy"),
     uterus=("Uterus, cervix and adnexa, hysterectomy", "Uterus, total hysterectomy"))
-HISTORY = dict(colon="positive faecal occult blood test and weight loss", breast="palpable mass on screening",
-    lung="solitary nodule on CT", prostate="PSA {a}.{b}, clinical stage T1c", stomach="epigastric pain and anaemia",
+HISTORY = dict(colon="positive faecal occult blood test and weight loss",
+               breast="palpable mass on screening",
+    lung="solitary nodule on CT", prostate="PSA {a}.{b}, clinical stage T1c",
+    stomach="epigastric pain and anaemia",
     uterus="postmenopausal bleeding")
 
-MASSES = ("a firm tan-white mass", "an ill-defined grey-white area", "an ulcerated lesion")
-BLOCKS = ("tumor", "margin", "random section", "representative section", "nearest margin")
+MASSES = ("a firm tan-white mass", "an ill-defined grey-white area",
+          "an ulcerated lesion")
+BLOCKS = ("tumor", "margin", "random section", "representative section",
+          "nearest margin")
 
 class Gross:
     "Writes measured sentences and counts the measurements"
     def __init__(self, rng): self.rng, self.n = rng, 0
     def cm(self, k=1, hi=60):
         self.n += 1
-        return " x ".join(f"{self.rng.integers(4, hi) / 10:.1f}" for _ in range(k)) + pick((" cm", "cm", " mm"), self.rng)
+        return " x ".join(f"{self.rng.integers(4, hi) / 10:.1f}"
+                          for _ in range(k)) + pick((" cm", "cm", " mm"), self.rng)
     def g(self):
         self.n += 1
-        return f"{self.rng.integers(200, 9000) / 10:.1f}" + pick((" g", " grams", "g"), self.rng)
+        return f"{self.rng.integers(200, 9000) / 10:.1f}" + pick((" g", " grams", "g"),
+            self.rng)
 
+# %% ../nbs/10_phantom.ipynb #b597d6ea
 def gross(patient, # Patient id
           organ, # Key of `ORGANS`
           benign, # No lesion
@@ -1374,9 +1543,10 @@ def gross(patient, # Patient id
     lines = [f"The specimen is received {kept}, labeled \"{organ}\".",
              f"It consists of a specimen that weighs {w.g()} and measures {w.cm(3)}.",
              "The external surface is smooth. The margins are inked (right=green, left=blue)."]
-    if not benign: lines.append(f"On sectioning there is {found} measuring {w.cm(2, 35)}, "
+    if not benign: lines.append(f"There is {found} measuring {w.cm(2, 35)}, "
                                 f"located {w.cm()} from the nearest margin.")
-    lines += [f"The specimen is serially cut at {w.cm(1, 6)} intervals.", "Summary of sections:"]
+    lines += [f"The specimen is serially cut at {w.cm(1, 6)} intervals.",
+              "Summary of sections:"]
     lines += [f"{c}{k} - {pick(BLOCKS, rng)}" for k, c in enumerate("ABC", 1)]
     return lines, w.n
 
@@ -1385,11 +1555,12 @@ def _diagnosis_line(plan, organ, rng):
     worst = next((k for k in reversed(MALIGNANT) if k in kinds), None)
     if not worst: return [f"- Benign {ADJECTIVE[organ]} tissue."]
     lines = [f"- {cap(GRADE[worst])} adenocarcinoma of the {organ}."]
-    if rng.random() < 0.4: lines += ["Perineural Invasion:", pick(("Not Identified", "Identified"), rng)]
+    if rng.random() < 0.4: lines += ["Perineural Invasion:",
+                                     pick(("Not Identified", "Identified"), rng)]
     if rng.random() < 0.4: lines += ["Surgical Margins:", "Free of tumor"]
     return lines
 
-# %% ../nbs/10_phantom.ipynb #b597d6ea
+# %% ../nbs/10_phantom.ipynb #f17fa211
 def write_report(patient, # Patient id
                  plans, # `report` of the truth of each slide
                  organ, # Key of `ORGANS`
@@ -1402,30 +1573,41 @@ def write_report(patient, # Patient id
     spec = pick(SPECIMEN[organ], rng)
     hist = HISTORY[organ].format(a=rng.integers(2, 14), b=rng.integers(0, 9))
     micro = [s for p in plans for s in p["sentences"]]
-    parts = [("Clinical Diagnosis & History:", [f"{rng.integers(42, 84)} year old patient with {hist}."]),
-             ("Specimens Submitted:", [f"1: SP: {spec}", "2: SP: Regional lymph nodes, excision"]),
+    parts = [("Clinical Diagnosis & History:",
+              [f"{rng.integers(42, 84)} year old patient with {hist}."]),
+             ("Specimens Submitted:",
+              [f"1: SP: {spec}", "2: SP: Regional lymph nodes, excision"]),
              ("DIAGNOSIS:", [f"1. {spec}:", *_diagnosis_line(plans[0], organ, rng)]),
              ("Microscopic Description:", _wrap(micro, rng))]
     parts.insert(int(rng.integers(1, 5)), ("Gross Description:", described))
     body = []
     for head, lines in parts:
-        body += [head, *(_ocr(t, rng, 0.0 if head[0] in "DM" else 0.012) for t in lines), *_junk(rng), ""]
-    sign = pick(("*** Report Electronically Signed Out ***", "Pathologist: Redacted M.D.  Signed out"), rng)
-    return "\n".join([*_head(patient, rng), *body, "I ATTEST THAT THE ABOVE DIAGNOSIS IS BASED UPON MY PERSONAL "
-        "EXAMINATION OF THE SLIDES.", sign, f"Page 1 of {rng.integers(1, 4)}", "END OF REPORT", ""]), n
+        body += [head, *(_ocr(t, rng, 0.0 if head[0] in "DM" else 0.012) for t in lines),
+                 *_junk(rng), ""]
+    sign = pick(("*** Report Electronically Signed Out ***",
+                 "Pathologist: Redacted M.D.  Signed out"), rng)
+    return "\n".join([*_head(patient, rng), *body,
+                      "I ATTEST THAT THE ABOVE DIAGNOSIS IS BASED UPON MY PERSONAL "
+        "EXAMINATION OF THE SLIDES.", sign, f"Page 1 of {rng.integers(1, 4)}",
+        "END OF REPORT", ""]), n
 
 def _wrap(sents, rng):
     import textwrap
     return textwrap.wrap(" ".join(sents), int(rng.integers(64, 110)))
 
+# %% ../nbs/10_phantom.ipynb #e2ce47d4
 def _head(patient, rng):
-    u = "-".join("".join(rng.choice(list("0123456789ABCDEF"), k)) for k in (8, 4, 4, 4, 12))
-    bars = ["III " + "".join(rng.choice(list("I1Il "), 46, p=[.5, .25, .1, .1, .05])) for _ in range(2)]
-    return [f"{patient}-01A-PR", "", f"UUID : {u}", *bars, "", "Redacted", "", "SURGICAL PATHOLOGY REPORT", ""]
+    u = "-".join("".join(rng.choice(list("0123456789ABCDEF"), k)) for k in (8, 4, 4, 4,
+        12))
+    bars = ["III " + "".join(rng.choice(list("I1Il "), 46, p=[.5, .25, .1, .1, .05]))
+            for _ in range(2)]
+    return [f"{patient}-01A-PR", "", f"UUID : {u}", *bars, "", "Redacted", "",
+            "SURGICAL PATHOLOGY REPORT", ""]
 
 def _junk(rng):
     if rng.random() < 0.45: return []
-    return ["".join(rng.choice(list("^_-.,iI1l'~ rtJ"), int(rng.integers(3, 14)))).strip() or "^_"
+    return ["".join(rng.choice(list("^_-.,iI1l'~ rtJ"),
+                               int(rng.integers(3, 14)))).strip() or "^_"
             for _ in range(rng.integers(1, 4))]
 
 _SWAPS = {"l": "1", "O": "0", "e": "c", "m": "rn", "i": "l", "S": "5"}
@@ -1437,9 +1619,11 @@ def _ocr(text, rng, share):
 def _gist(t, rng, most=4):
     "What a caption tells: class, findings present, findings absent"
     f, own = t["findings"], ARCHITECTURE[t["region_class"]]
-    yes = [c for c in (*CYTOLOGY, "desmoplasia", "lymphocytes", "necrosis", "mucin") if f.get(c) and c != own]
+    yes = [c for c in (*CYTOLOGY, "desmoplasia", "lymphocytes", "necrosis", "mucin")
+           if f.get(c) and c != own]
     rng.shuffle(yes)
-    return pick(SHOWN[t["region_class"]], rng), [pick(WORDS[c], rng) for c in yes[:rng.integers(1, most + 1)]]
+    return pick(SHOWN[t["region_class"]], rng), [pick(WORDS[c], rng)
+        for c in yes[:rng.integers(1, most + 1)]]
 
 def figure_caption(t, # Truth of the patch
                    rng # Generator
@@ -1447,10 +1631,14 @@ def figure_caption(t, # Truth of the patch
     "A caption as under a figure in a paper (PathCap)"
     what, more = _gist(t, rng)
     organ, kind = t["organ"], _tissue(t, rng)
-    s = pick((f"Histology of the {organ} shows {what}", f"Photomicrograph of {kind} with {what}",
-              f"{cap(kind)}: {what} (H&E)", f"H&E stained section of {kind} demonstrating {what}"), rng)
-    if more: s += pick((", with {x}", ". Note {x}", " and {x}", "; there is {x}"), rng).format(x=listed(more))
-    return s + pick((".", " (hematoxylin and eosin, original magnification x200).", ". Scale bar, 50 um.", "."), rng)
+    s = pick((f"Histology of the {organ} shows {what}",
+              f"Photomicrograph of {kind} with {what}",
+              f"{cap(kind)}: {what} (H&E)",
+              f"H&E stained section of {kind} demonstrating {what}"), rng)
+    if more: s += pick((", with {x}", ". Note {x}", " and {x}", "; there is {x}"),
+                       rng).format(x=listed(more))
+    return s + pick((".", " (hematoxylin and eosin, original magnification x200).",
+                     ". Scale bar, 50 um.", "."), rng)
 
 def narration(t, # Truth of the patch
               rng # Generator
@@ -1458,30 +1646,39 @@ def narration(t, # Truth of the patch
     "What a teacher says while moving over a slide (Quilt-1M)"
     what, more = _gist(t, rng)
     kind = _tissue(t, rng)
-    s = pick((f"so here we are in {kind} and what you see is {what}", f"now in this {t['organ']} you have {what}",
-              f"if you look closely at {kind} there is {what}", f"this is {kind}, notice {what}"), rng)
-    if more: s += pick((" and also {x}", ", you can appreciate {x}", " with {x} right here"), rng).format(x=listed(more))
+    s = pick((f"so here we are in {kind} and what you see is {what}",
+              f"now in this {t['organ']} you have {what}",
+              f"if you look closely at {kind} there is {what}",
+              f"this is {kind}, notice {what}"), rng)
+    if more: s += pick((" and also {x}", ", you can appreciate {x}",
+                        " with {x} right here"), rng).format(x=listed(more))
     return cap(s) + pick((".", ", okay.", ".", ", which is classic."), rng)
 
+# %% ../nbs/10_phantom.ipynb #f8a4d919
 def tweet(t, # Truth of the patch
           rng # Generator
          ) -> str: # Caption
     "A post (OpenPath)"
     what, more = _gist(t, rng, 2)
     kind = _tissue(t, rng)
-    s = pick((f"{cap(kind)} with {what}", f"Beautiful {what} in {kind}!", f"{cap(t['organ'])} case: {what}",
+    s = pick((f"{cap(kind)} with {what}", f"Beautiful {what} in {kind}!",
+              f"{cap(t['organ'])} case: {what}",
               f"What a field: {kind}, {what}"), rng)
     if more: s += pick((" + {x}", ". Also {x}", ", {x}"), rng).format(x=listed(more))
-    return s + pick((f" #pathology #{t['organ']}path", " #PathTwitter", "", " #surgpath"), rng)
+    return s + pick((f" #pathology #{t['organ']}path", " #PathTwitter", "",
+                     " #surgpath"), rng)
 
 def _tissue(t, rng):
     c, a = t["region_class"], ADJECTIVE[t["organ"]]
-    if c in MALIGNANT: return pick((f"{a} adenocarcinoma", f"{GRADE[c]} {a} adenocarcinoma", f"{a} carcinoma"), rng)
+    if c in MALIGNANT: return pick((f"{a} adenocarcinoma",
+                                    f"{GRADE[c]} {a} adenocarcinoma", f"{a} carcinoma"),
+                                    rng)
     return pick((f"{a} tissue", f"the {t['organ']}", f"{a} biopsy"), rng)
 
 # %% ../nbs/10_phantom.ipynb #497f2760
 SOURCES = dict(pathcap=figure_caption, quilt=narration, openpath=tweet)
-WEIGHTS = dict(normal_glands=3, carcinoma_well=3, carcinoma_moderate=3, carcinoma_poor=3, in_situ=2.2)
+WEIGHTS = dict(normal_glands=3, carcinoma_well=3, carcinoma_moderate=3, carcinoma_poor=3,
+               in_situ=2.2)
 
 def _sample_class(rng):
     w = np.array([WEIGHTS.get(c, 1.5) for c in CLASSES], float)
@@ -1504,7 +1701,8 @@ def other_caption(source, t, rng):
               [k for k, v in t["findings"].items() if v]], rng)
     o = pick([o for o in ORGANS if o != t["organ"]], rng)
     a = attributes(c, o, rng)
-    return SOURCES[source](dict(region_class=c, organ=o, findings=findings_of(c, a)), rng)
+    return SOURCES[source](dict(region_class=c, organ=o, findings=findings_of(c, a)),
+                           rng)
 
 # %% ../nbs/10_phantom.ipynb #458de0f5
 def not_tissue(rng):
@@ -1515,14 +1713,18 @@ def not_tissue(rng):
         z = np.full((224, 224, 3), 255, np.uint8)
         z[24:200, 26:28] = 0; z[198:200, 26:210] = 0
         for i in range(6):
-            z[198 - int(rng.integers(20, 160)):198, 40 + i * 27:58 + i * 27] = rng.integers(40, 200, 3)
+            z[198 - int(rng.integers(20, 160)):198,
+              40 + i * 27:58 + i * 27] = rng.integers(40, 200, 3)
         return z
     if kind == 1:
-        z = 40 + 90 * (np.hypot(g[:, None] - 0.5, g[None] - 0.5) < 0.4) + 0.8 * _smooth(224, 224, 24, rng)
+        z = 40 + 90 * (np.hypot(g[:, None] - 0.5,
+                                g[None] - 0.5) < 0.4) + 0.8 * _smooth(224, 224, 24, rng)
         return np.repeat(u8(z)[..., None], 3, -1)
-    sky, land = rng.integers([60, 120, 190], [140, 190, 255]), rng.integers([20, 70, 20], [90, 150, 70])
+    sky, land = rng.integers([60, 120, 190], [140, 190, 255]), rng.integers([20, 70, 20],
+        [90, 150, 70])
     h = 0.5 + 0.12 / 32 * _smooth(224, 224, 60, rng)[0]
-    z = np.where((g[:, None] < h[None])[..., None], sky, land) + 0.4 * _smooth(224, 224, 9, rng)[..., None]
+    z = np.where((g[:, None] < h[None])[..., None], sky, land) + 0.4 * _smooth(224, 224,
+        9, rng)[..., None]
     return u8(z)
 
 # %% ../nbs/10_phantom.ipynb #f253696e
@@ -1544,11 +1746,14 @@ def init_batch(item, # source, first, last, shares, misaligned, seed
         if wrong: text = other_caption(source, t, rng)
         if fault == "not_histology": im = not_tissue(rng)
         if fault == "tiny": im = np.asarray(Image.fromarray(im).resize((24, 24)))
-        if fault == "wordless": text = pick(("", "...", "12345", "!!", "https://t.co/x1"), rng)
+        if fault == "wordless": text = pick(("", "...", "12345", "!!",
+                                             "https://t.co/x1"), rng)
         name = image_name(source, k, rng)
         _save(im, folder / name, fault == "broken")
-        rows.append(dict(source=source, image=name, caption=text, misaligned=wrong, broken=fault,
-            region_class=t["region_class"], organ=t["organ"], mpp=t["mpp"], findings=json.dumps(t["findings"])))
+        rows.append(dict(source=source, image=name, caption=text, misaligned=wrong,
+                         broken=fault,
+            region_class=t["region_class"], organ=t["organ"], mpp=t["mpp"],
+            findings=json.dumps(t["findings"])))
     write_table(pd.DataFrame(rows), path)
 
 def _fault(faults, rng):
@@ -1557,6 +1762,7 @@ def _fault(faults, rng):
         s += faults[name]
         if u < s: return name
 
+# %% ../nbs/10_phantom.ipynb #e08d5f2c
 def _save(im, path, broken):
     b = io.BytesIO()
     Image.fromarray(im).save(b, "JPEG", quality=88)
@@ -1564,9 +1770,11 @@ def _save(im, path, broken):
 
 def image_name(source, k, rng):
     "A file name as the source has them"
-    if source == "pathcap": return f"PMC{3000000 + 7 * (k // 3)}_F{k % 3 + 1}_{'abc'[k % 3]}.jpg"
+    if source == "pathcap":
+        return f"PMC{3000000 + 7 * (k // 3)}_F{k % 3 + 1}_{'abc'[k % 3]}.jpg"
     if source == "openpath": return f"{1400000000000000000 + 7919 * k}_{k % 4}.jpg"
-    return "".join(rng.choice(list("abcdefghijkmnpqrstuvwxyzABCDEFGH"), 11)) + f"_image_{k}.jpg"
+    return "".join(rng.choice(list("abcdefghijkmnpqrstuvwxyzABCDEFGH"),
+                              11)) + f"_image_{k}.jpg"
 
 # %% ../nbs/10_phantom.ipynb #7da5c8ed
 def write_indexes(df, # Truth of all pairs
@@ -1574,19 +1782,27 @@ def write_indexes(df, # Truth of all pairs
                  ):
     "Write the index of each source in its published form"
     by = {s: df[df.source == s] for s in SOURCES}
-    rows = [dict(image=r.image, caption=r.caption, pmc_id=r.image.split("_")[0], figure_fn=r.image.split("_")[1])
+    rows = [dict(image=r.image, caption=r.caption, pmc_id=r.image.split("_")[0],
+                 figure_fn=r.image.split("_")[1])
             for r in by["pathcap"].itertuples()]
     write_json(rows, out / "pathcap" / "pathcap.json")
     q = by["quilt"]
-    z = pd.DataFrame(dict(caption=q.caption, image_path=q.image, subset="quilt", split="train",
-        pathology=[str([f"{o} pathology"]) for o in q.organ], roi_text=[str([c]) for c in q.caption],
-        noisy_text=[str([c.lower()]) for c in q.caption], corrected_text=[str([c]) for c in q.caption],
-        med_umls_ids="[[]]", magnification=np.where(q.mpp < 0.6, 2.0, 1.0), height=224, width=224,
-        single_wsi=1, not_histology=(q.broken == "not_histology").astype(int) * 0)).reset_index(drop=True)
+    z = pd.DataFrame(dict(caption=q.caption, image_path=q.image, subset="quilt",
+                          split="train",
+        pathology=[str([f"{o} pathology"]) for o in q.organ],
+        roi_text=[str([c]) for c in q.caption],
+        noisy_text=[str([c.lower()]) for c in q.caption],
+        corrected_text=[str([c]) for c in q.caption],
+        med_umls_ids="[[]]", magnification=np.where(q.mpp < 0.6, 2.0, 1.0), height=224,
+        width=224,
+        single_wsi=1, not_histology=(q.broken == "not_histology").astype(int)
+        * 0)).reset_index(drop=True)
     write_text(z.to_csv(), out / "quilt" / "quilt_1M_lookup.csv")
     o = by["openpath"]
-    z = pd.DataFrame(dict(tweet_id=[i.split("_")[0] for i in o.image], image=o.image, caption=o.caption,
-        weblink=[f"https://twitter.com/i/web/status/{i.split('_')[0]}" for i in o.image]))
+    z = pd.DataFrame(dict(tweet_id=[i.split("_")[0] for i in o.image], image=o.image,
+                          caption=o.caption,
+        weblink=[f"https://twitter.com/i/web/status/{i.split('_')[0]}"
+                 for i in o.image]))
     write_text(z.to_csv(index=False), out / "openpath" / "openpath.csv")
 
 # %% ../nbs/10_phantom.ipynb #2a0ced09
@@ -1600,40 +1816,56 @@ def slide_items(organs, # Keys of `ORGANS`
                ) -> list: # Items for `paint_slide`
     "Name the slides and say which patients are benign"
     bad = [o for o in organs if o not in ORGANS]
-    if bad: raise PathgenError(f"phantom.organs: {bad[0]} is not painted; choose from {', '.join(ORGANS)}")
-    if px * mpp < 500: raise PathgenError(f"phantom.slide_px: {px} is too small for a section; use 2688 or more")
+    if bad: raise PathgenError(f"phantom.organs: {bad[0]} is not painted; "
+                               f"choose from {', '.join(ORGANS)}")
+    if px * mpp < 500: raise PathgenError(f"phantom.slide_px: {px} is too small for a section; "
+                                          "use 2688 or more")
+    if mpp not in (0.25, 0.5): raise PathgenError(f"phantom.slide_mpp: {mpp} is not painted; "
+                                                  "choose 0.25 or 0.5")
     ids = [(o, f"PHTM-{ORGANS[o]}-{k + 1:04d}") for k in range(patients) for o in organs]
     order = sorted(ids, key=lambda i: seeded(seed, "benign", i[1]).random())
     benign = {p for _, p in order[:round(benign_share * len(ids))]}
-    return [dict(slide_id=f"{p}-01Z-00-DX{n + 1}", patient_id=p, source=o, benign=p in benign, px=px,
-                 mpp=mpp, seed=seed) for o, p in sorted(ids) for n in range(slides_per_patient)]
+    return [dict(slide_id=f"{p}-01Z-00-DX{n + 1}", patient_id=p, source=o,
+                 benign=p in benign, px=px,
+                 mpp=mpp, seed=seed) for o, p in sorted(ids)
+                 for n in range(slides_per_patient)]
 
-def run_phantom(data, seed, workers, max_failed, organs, patients, slides_per_patient, benign_share,
-                slide_px, slide_mpp, pairs_pathcap, pairs_quilt, pairs_openpath, misaligned_pathcap,
-                misaligned_quilt, misaligned_openpath, duplicates, broken, tiny, wordless, not_histology
+# %% ../nbs/10_phantom.ipynb #a1b2d4f7
+def run_phantom(data, seed, workers, max_failed, organs, patients, slides_per_patient,
+                benign_share,
+                slide_px, slide_mpp, pairs_pathcap, pairs_quilt, pairs_openpath,
+                misaligned_pathcap,
+                misaligned_quilt, misaligned_openpath, duplicates, broken, tiny,
+                wordless, not_histology
                ) -> tuple: # slides and pairs, data frames
     "Paint all slides, reports and web pairs"
     out = Path(data) / "phantom"
-    items = slide_items(organs, patients, slides_per_patient, benign_share, slide_px, slide_mpp, seed)
-    each(paint_slide, items, out, lambda i: f"slides/{i['slide_id']}", ".svs", params=items[0] | dict(slide_id=0),
-         inputs=lambda i: i, code=CODE, workers=workers, max_failed=max_failed, desc="slides")
+    items = slide_items(organs, patients, slides_per_patient, benign_share, slide_px,
+                        slide_mpp, seed)
+    each(paint_slide, items, out, lambda i: f"slides/{i['slide_id']}", ".svs",
+         params=items[0] | dict(slide_id=0),
+         inputs=lambda i: i, code=CODE, workers=workers, max_failed=max_failed,
+         desc="slides")
     slides = write_reports(items, out, seed)
     n = dict(pathcap=pairs_pathcap, quilt=pairs_quilt, openpath=pairs_openpath)
-    wrong = dict(pathcap=misaligned_pathcap, quilt=misaligned_quilt, openpath=misaligned_openpath)
+    wrong = dict(pathcap=misaligned_pathcap, quilt=misaligned_quilt,
+                 openpath=misaligned_openpath)
     faults = dict(zip(FAULTS, (duplicates, broken, tiny, wordless, not_histology)))
     pairs = write_pairs(n, wrong, faults, out / "init", seed, workers, max_failed)
-    write_metrics("phantom", dict(slides=len(slides), pairs=len(pairs), misaligned=pairs.misaligned.mean(),
+    write_metrics("phantom", dict(slides=len(slides), pairs=len(pairs),
+                                  misaligned=pairs.misaligned.mean(),
                                   faulty=pairs.broken.notna().mean()), data)
     return slides, pairs
 
-# %% ../nbs/10_phantom.ipynb #a1b2d4f7
+# %% ../nbs/10_phantom.ipynb #8e3a40b5
 def overview(path # A slide of the phantom
             ) -> np.ndarray: # Its smallest level
     "The whole slide at a sixteenth"
     import tifffile
     with tifffile.TiffFile(path) as t: return t.pages[-1].asarray()
 
-CODE = [paint_slide, paint_regions, paint_patch, nuclei, glands, nests, develop, layout, artefacts, write_svs]
+CODE = [paint_slide, paint_regions, paint_patch, nuclei, glands, nests, develop, layout,
+        artefacts, write_svs]
 
 def write_reports(items, # From `slide_items`
                   out, # Folder of the phantom
@@ -1644,13 +1876,16 @@ def write_reports(items, # From `slide_items`
         mine = [i for i in items if i["patient_id"] == p]
         files = [out / "truth" / f"{i['slide_id']}.json" for i in mine]
         truths = [json.loads(f.read_text()) for f in files]
-        text, n = write_report(p, [t["report"] for t in truths], mine[0]["source"], mine[0]["benign"], seed)
+        text, n = write_report(p, [t["report"] for t in truths], mine[0]["source"],
+                               mine[0]["benign"], seed)
         write_text(text, out / "reports" / f"{p}.txt")
-    df = pd.DataFrame([dict(slide_id=i["slide_id"], patient_id=i["patient_id"], source=i["source"],
+    df = pd.DataFrame([dict(slide_id=i["slide_id"], patient_id=i["patient_id"],
+                            source=i["source"],
                             project=f"PHTM-{ORGANS[i['source']]}") for i in items])
     write_text(df.to_csv(index=False), out / "slides.csv")
     return df
 
+# %% ../nbs/10_phantom.ipynb #495589e0
 def write_pairs(n, # Source -> number of pairs
                 misaligned, # Source -> share
                 faults, # Fault -> share
@@ -1660,12 +1895,16 @@ def write_pairs(n, # Source -> number of pairs
                 max_failed # Share of batches that may fail
                ) -> pd.DataFrame: # Truth of the pairs
     "Paint the pairs in batches of 100 and write the indexes"
-    items = [dict(source=s, first=k, last=min(k + 100, n[s]), misaligned=misaligned[s], faults=faults, seed=seed)
+    items = [dict(source=s, first=k, last=min(k + 100, n[s]), misaligned=misaligned[s],
+                  faults=faults, seed=seed)
              for s in SOURCES for k in range(0, n[s], 100)]
-    keys = each(init_batch, items, out, lambda i: f"batches/{i['source']}-{i['first']:06d}", params=faults,
-                inputs=lambda i: i, code=CODE + [init_batch, paint_pair], workers=workers,
+    keys = each(init_batch, items, out,
+                lambda i: f"batches/{i['source']}-{i['first']:06d}", params=faults,
+                inputs=lambda i: i, code=CODE + [init_batch, paint_pair],
+                workers=workers,
                 max_failed=max_failed, desc="pairs")
-    df = pd.concat([pd.read_parquet(out / f"{k}.parquet") for k in keys], ignore_index=True)
+    df = pd.concat([pd.read_parquet(out / f"{k}.parquet") for k in keys],
+                   ignore_index=True)
     write_indexes(df, out)
     write_table(df, out / "truth.parquet")
     return df
