@@ -55,7 +55,8 @@ def embed_patches(
 )->np.ndarray: # (N,D) float16, rows of length one
     "The features of patches of a slide; decoding overlaps encoding."
     patches = slide.read_many(coords, px, clip.image_px, threads=threads)
-    out = [clip.encode_images(b).astype(np.float16) for b in ahead(batches(patches, batch))]
+    encode = lambda b: clip.encode_images(b).astype(np.float16)
+    out = [encode(b) for b in ahead(batches(patches, batch))]
     return np.concatenate(out) if out else np.zeros((0,clip.dim), np.float16)
 
 # %% ../nbs/21_embed.ipynb #fb400986
@@ -103,12 +104,14 @@ def patch_px(
 )->int: # Level-0 px
     "The side of the patches of a bag, as TRIDENT or CLAM note it."
     if "patch_size_level0" in attrs: return int(attrs["patch_size_level0"])
-    if "patch_size" in attrs and not attrs.get("patch_level"): return int(attrs["patch_size"])
-    raise PathgenError(f"{path} does not tell the side of its patches (patch_size_level0): run `pathgen run tile` again")
+    if "patch_size" in attrs and not attrs.get("patch_level"):
+        return int(attrs["patch_size"])
+    raise PathgenError(f"{path} does not tell the side of its patches (patch_size_level0): "
+                       "run `pathgen run tile` again")
 
 # %% ../nbs/21_embed.ipynb #57d14558
 def embed_slide(
-    item:dict, # slide_id, path, mpp (an override or None) and bag, the file of coordinates
+    item:dict, # slide_id, path, mpp (an override or None), bag (file of coordinates)
     path, # File to write
     clip:Clip, # The encoder
     batch:int=64, # Patches encoded at once
@@ -119,8 +122,9 @@ def embed_slide(
     px = patch_px(bag.attrs, item["bag"])
     with open_slide(item["path"], item["mpp"]) as slide:
         f = embed_patches(slide, bag.coords, px, clip, batch, threads)
-    write_bag(path, bag.coords, f, **bag.attrs | dict(encoder=clip.hash, encoder_name=Path(clip.name).name,
-              encoder_px=clip.image_px, patch_size_level0=px))
+    made_by = dict(encoder=clip.hash, encoder_name=Path(clip.name).name,
+                   encoder_px=clip.image_px, patch_size_level0=px)
+    write_bag(path, bag.coords, f, **bag.attrs | made_by)
 
 # %% ../nbs/21_embed.ipynb #27b1f056
 def tiled_slides(
@@ -133,20 +137,22 @@ def tiled_slides(
                   mpp=float(r.mpp) if r.mpp_from=="override" else None)
              for r in df.itertuples() if (bags/f"{r.slide_id}.h5").exists()]
     if items: return items
-    raise PathgenError(f"{bags} holds no bag of a slide in slides.parquet: run `pathgen run tile` first")
+    raise PathgenError(f"{bags} holds no bag of a slide in slides.parquet: "
+                       "run `pathgen run tile` first")
 
 # %% ../nbs/21_embed.ipynb #36ae4ca9
 def run_embed(data, device, workers, max_failed, model, batch):
     "The whole stage: bags of coordinates -> bags of features."
-    items = tiled_slides(data)
+    if batch<1: raise PathgenError(f"embed.batch is {batch}: it takes a number from 1 on")
+    items, out = tiled_slides(data), Path(data)/"features"
     clip = load_clip(model or need(Path(data)/"models/clip_init"), device)
-    if not isinstance(batch, int) or batch<1: raise PathgenError(f"embed.batch is {batch}: it takes a whole number from 1 on")
     clip.batch = batch
-    out = Path(data)/"features"
-    good = each(functools.partial(embed_slide, clip=clip, batch=batch, threads=workers), items, out,
-        key=lambda i: i["slide_id"], ext=".h5", params=dict(encoder=clip.hash, px=clip.image_px),
-        inputs=lambda i: [file_digest(i["bag"]), Path(i["path"]).name], code=[embed_slide, embed_patches],
-        max_failed=max_failed, desc="embed")
+    encode = functools.partial(embed_slide, clip=clip, batch=batch, threads=workers)
+    good = each(encode, items, out, key=lambda i: i["slide_id"], ext=".h5",
+        params=dict(encoder=clip.hash, px=clip.image_px), max_failed=max_failed, desc="embed",
+        inputs=lambda i: [file_digest(i["bag"]), Path(i["path"]).name],
+        code=[embed_slide, embed_patches])
     n = [len(read_bag(out/f"{k}.h5", features=False)) for k in good]
-    write_metrics("embed", dict(slides=len(good), patches=sum(n), dim=clip.dim, failed=len(items)-len(good)), data)
+    write_metrics("embed", dict(slides=len(good), patches=sum(n), dim=clip.dim,
+                  failed=len(items)-len(good)), data)
     return pd.DataFrame(dict(slide_id=good, patches=n))
