@@ -203,7 +203,7 @@ def execute(
         try:
             papermill.execute_notebook(nb, raw, params, cwd=nb.parent, kernel_name="python3", language="python",
                                        progress_bar=False, stderr_file=sys.stderr, start_timeout=180,
-                                       extra_arguments=["--log-level=40"])
+                                       extra_arguments=["--log-level=50"])
         except (papermill.PapermillExecutionError, DeadKernelError) as e:
             write_text(raw.read_text(encoding="utf-8"), failed)
             raise PathgenError(why(e, os.path.relpath(failed))) from e
@@ -579,5 +579,7 @@ def slide_text(
 
 # %% ../nbs/90_cli.ipynb #5ee157a2
 def main():
-    "The entry point of `pathgen`."
+    "The entry point of `pathgen`; a request to terminate is taken like Ctrl-C."
+    import signal
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -1,0 +1,180 @@
+"The command: bytes, messages, exit status, progress, interruption, speed of --help."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import nbformat, pytest, yaml
+from typer.testing import CliRunner
+from conftest import ROOT
+from pathgen import cli
+from pathgen.core import PathgenError
+
+PARAMS = dict(base=dict(data="../data", seed=3), cut=dict(tile_px=16, mpp=None))
+
+def project(root, code, params=PARAMS, extra=""):
+    "A project with one stage, `cut`."
+    cells = [nbformat.v4.new_code_cell("from pathlib import Path", id="a"),
+             nbformat.v4.new_code_cell('tile_px = 8 # Side, px\nmpp = None # Target µm per px, "#" or none\ndata = "../data" # Root\n'
+                                       f'seed = 0 # Seed{extra}', id="b", metadata=dict(tags=["parameters"])),
+             nbformat.v4.new_code_cell(code, id="c")]
+    (root/"nbs").mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), root/"nbs"/"20_cut.ipynb")
+    (root/"params.yaml").write_text(yaml.safe_dump(params))
+    return root
+
+def shell(root, *args, **kw):
+    "`pathgen ...` as a process of its own, in `root`."
+    env = {**os.environ, "PYTHONPATH":str(ROOT)}
+    return subprocess.run([sys.executable, "-c", "from pathgen.cli import main; main()", *args], cwd=root, env=env, capture_output=True,
+                          text=True, timeout=180, **kw)
+
+def invoke(root, *args, monkeypatch):
+    "`pathgen ...` in this process."
+    monkeypatch.chdir(root)
+    return CliRunner().invoke(cli.app, list(args))
+
+def test_same_run_same_bytes_and_progress_reaches_the_terminal(tmp_path):
+    code = ("import sys, warnings\nfrom pathgen.core import progress\nfor _ in progress(range(3), 'cutting'): pass\n"
+            "warnings.warn('once')\nprint(object())\nopen(f'{data}/out.txt','w').write(f'{tile_px} {mpp} {seed}')")
+    project(tmp_path, code)
+    (tmp_path/"data").mkdir()
+    first = shell(tmp_path, "run", "cut")
+    assert first.returncode==0, first.stderr
+    assert first.stdout=="cut: data/runs/20_cut.ipynb\n"
+    assert "cutting" in first.stderr and "100%" in first.stderr and "once" in first.stderr
+    assert (tmp_path/"data"/"out.txt").read_text()=="16 None 3"
+    run = tmp_path/"data"/"runs"/"20_cut.ipynb"
+    before = run.read_bytes()
+    assert shell(tmp_path/"data", "run", "cut").returncode==0, "any folder of the project will do"
+    assert run.read_bytes()==before
+    nb = json.loads(before)
+    assert [c["id"] for c in nb["cells"]]==["a", "b", "params", "c"] and "papermill" not in before.decode()
+    assert sorted(p.name for p in run.parent.iterdir())==["20_cut.ipynb"]
+
+def test_a_failing_stage_ends_in_one_line_and_keeps_its_notebook(tmp_path):
+    project(tmp_path, "from pathgen.core import read_table\nread_table(f'{data}/patches.parquet')")
+    r = shell(tmp_path, "run", "cut")
+    assert r.returncode==1 and r.stdout==""
+    last = r.stderr.strip().splitlines()[-1]
+    assert last.startswith("pathgen run: ../data/patches.parquet is missing: run `pathgen run select` first")
+    assert "Traceback" not in r.stderr
+    failed = tmp_path/"data"/"runs"/"20_cut.failed.ipynb"
+    assert "data/runs/20_cut.failed.ipynb" in last and "PathgenError" in failed.read_text()
+    assert not (tmp_path/"data"/"runs"/"20_cut.ipynb").exists()
+    nb = nbformat.read(tmp_path/"nbs"/"20_cut.ipynb", 4)
+    nb.cells[-1].source = "1"
+    nbformat.write(nb, tmp_path/"nbs"/"20_cut.ipynb")
+    assert shell(tmp_path, "run", "cut").returncode==0 and not failed.exists()
+
+def test_a_fault_of_the_program_is_named_with_its_type(tmp_path):
+    r = shell(project(tmp_path, "1/0"), "run", "cut")
+    assert r.returncode==1 and "pathgen run: ZeroDivisionError: division by zero (traceback in" in r.stderr
+
+def test_a_killed_kernel_is_told(tmp_path):
+    r = shell(project(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"), "run", "cut")
+    assert r.returncode==1 and "the kernel died, often for want of memory" in r.stderr and "Traceback" not in r.stderr
+
+def kernels(root): # Kernels whose working folder lies in `root`
+    def cwd(p):
+        try: return os.readlink(p/"cwd")
+        except OSError: return ""
+    return [p.name for p in Path("/proc").glob("[0-9]*") if cwd(p).startswith(str(root))]
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the kernel in /proc")
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_clean(tmp_path, sig):
+    project(tmp_path, "import time\nPath('../started').write_text('')\ntime.sleep(120)")
+    p = subprocess.Popen([sys.executable, "-c", "from pathgen.cli import main; main()", "run", "cut"], cwd=tmp_path,
+                         env={**os.environ, "PYTHONPATH":str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.time()+120
+    while not (tmp_path/"started").exists() and time.time()<end: time.sleep(.1)
+    p.send_signal(sig)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode==130 and "stopped: what is finished stays" in err and "Traceback" not in err, err
+    end = time.time()+10
+    while kernels(tmp_path) and time.time()<end: time.sleep(.1)
+    assert kernels(tmp_path)==[]
+    assert not (tmp_path/"data"/"runs"/"20_cut.ipynb").exists()
+
+@pytest.mark.parametrize("change, message", [
+    (dict(cut=dict(tile_px=16, mpp=None, tile_pxs=1)), "params.yaml: cut.tile_pxs is not a parameter of nbs/20_cut.ipynb: did you mean tile_px?"),
+    (dict(cut=dict(mpp=None)), "params.yaml: cut.tile_px is missing: a whole number (Side, px; the notebook has 8)"),
+    (dict(cut=dict(tile_px="16", mpp=None)), "params.yaml: cut.tile_px is '16', but takes a whole number (Side, px)"),
+    (dict(cut=dict(tile_px=True, mpp=None)), "params.yaml: cut.tile_px is True, but takes a whole number"),
+    (dict(cut=dict(tile_px=16, mpp=[1])), "params.yaml: cut.mpp is [1], but takes a text, a number or null"),
+    (dict(cut=dict(tile_px=16, mpp=None, seed=1)), "params.yaml: cut.seed is not a parameter of nbs/20_cut.ipynb"),
+    (dict(base=dict(data="../data")), "params.yaml: base.seed is missing: a whole number"),
+    (dict(base=dict(data="../data", seed="x")), "params.yaml: base.seed is 'x', but takes a whole number (seed of the run)"),
+    (dict(base=dict(data="../data", seed=0, wrokers=1)), "params.yaml: base.wrokers is not a parameter: did you mean workers?"),
+    (dict(cut=None), "params.yaml must hold sections"),
+])
+def test_wrong_parameters_are_refused_before_any_work(tmp_path, monkeypatch, change, message):
+    project(tmp_path, "Path('../ran').write_text('')", params={**PARAMS, **change})
+    r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and message in r.output and len(r.output.strip().splitlines())==1
+    assert not (tmp_path/"ran").exists()
+
+def test_missing_section_file_stage_and_project(tmp_path, monkeypatch):
+    project(tmp_path/"p", "1", params=dict(base=PARAMS["base"]))
+    say = lambda *a: invoke(tmp_path/"p", *a, monkeypatch=monkeypatch).output
+    assert "params.yaml has no section cut: add one with tile_px, mpp" in say("run", "cut")
+    assert "params: other.yaml is missing" in say("run", "cut", "--params", "other.yaml").replace("pathgen run: ", "params: ").replace(f"{tmp_path}/p/", "")
+    assert "cutt is not a stage: did you mean cut?" in say("run", "cutt")
+    (tmp_path/"p"/"params.yaml").write_text("base: [1\n")
+    assert "is not valid YAML" in say("run", "cut")
+    (tmp_path/"empty").mkdir()
+    r = invoke(tmp_path/"empty", "doctor", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and "run pathgen inside the project" in r.output
+
+def test_shared_notebook_has_a_run_of_its_own(tmp_path):
+    project(tmp_path, "print(tile_px)", params=dict(base=PARAMS["base"], clip_init=dict(tile_px=5, mpp=1)))
+    (tmp_path/"nbs"/"20_cut.ipynb").rename(tmp_path/"nbs"/"40_train_clip.ipynb")
+    assert list(cli.stages(tmp_path))==["clip_init"]
+    assert shell(tmp_path, "run", "clip_init").stdout=="clip_init: data/runs/40_train_clip.clip_init.ipynb\n"
+
+def test_help_answers_at_once():
+    best = 9
+    for _ in range(3):
+        t = time.time()
+        r = shell(ROOT, "--help")
+        best = min(best, time.time()-t)
+    assert r.returncode==0 and all(c in r.stdout for c in ("run", "doctor", "show", "profile"))
+    assert best<3, "heavy imports at the top of cli? (under 1 s on an idle machine)"
+
+def test_help_of_each_command_names_its_parameters(monkeypatch):
+    for c,words in dict(run=("STAGE", "Params file"), show=("slide_id or a patch_id",), profile=("--force",), doctor=("one line a check",)).items():
+        out = " ".join(invoke(ROOT, c, "--help", monkeypatch=monkeypatch).output.split())
+        assert all(w.lower() in out.lower() for w in words), out
+
+def git(root, *args): subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *args], cwd=root, check=True, capture_output=True)
+
+def test_profile_never_loses_edits(tmp_path, monkeypatch):
+    root = project(tmp_path, "1")
+    (root/"profiles").mkdir()
+    (root/"profiles"/"smoke.yaml").write_text("base: {seed: 9}\n")
+    default = (root/"params.yaml").read_text()
+    for a in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]): git(root, *a)
+    say = lambda *a: invoke(root, "profile", *a, monkeypatch=monkeypatch)
+    assert "default (in place)" in say().output
+    assert "is now the profile smoke (it was default)" in say("smoke").output
+    assert "did you mean smoke?" in say("smok").output and say("smok").exit_code==1
+    (root/"params.yaml").write_text("base: {seed: 5}\n")
+    r = say("default")
+    assert r.exit_code==1 and "edits that are in no profile" in r.output and "seed: 5" in (root/"params.yaml").read_text()
+    assert say("default", "--force").exit_code==0 and (root/"params.yaml").read_text()==default
+
+def test_doctor_fails_for_a_wrong_section_and_an_unreadable_input(tmp_path, monkeypatch):
+    params = dict(base=PARAMS["base"], cut=dict(tile_px="no", mpp="/nowhere/mpp.csv"))
+    monkeypatch.setattr(cli, "CHECKS", [cli.check_inputs])
+    r = invoke(project(tmp_path, "1", params=params), "doctor", monkeypatch=monkeypatch)
+    assert r.exit_code==1
+    assert "fail  params.yaml: cut.tile_px is 'no'" in r.output and "fail  cut.mpp: /nowhere/mpp.csv cannot be read" in r.output
+
+def test_doctor_goes_on_after_a_check_that_breaks(tmp_path, monkeypatch):
+    def check_nothing(root): raise ImportError("libxyz.so")
+    monkeypatch.setattr(cli, "CHECKS", [check_nothing, cli.check_python])
+    r = invoke(project(tmp_path, "1"), "doctor", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and "fail  nothing: ImportError: libxyz.so" in r.output and "Python" in r.output
+
+def test_default_value_with_a_comment_sign(tmp_path):
+    nb = project(tmp_path, "1", extra='\nmark = "a # b" # Text with a # in it')/"nbs"/"20_cut.ipynb"
+    assert cli.parameters(nb)["mark"]==("a # b", "Text with a # in it")
+    assert cli.parameters(nb)["mpp"][1]=='Target µm per px, "#" or none'
