@@ -7,9 +7,10 @@ Docs: https://pathgen.github.io/pathgen/wsi.html.md"""
 # %% auto #0
 __all__ = ['handles', 'TIFF_FAULTS', 'SlideError', 'slide_error', 'Handles', 'shrink', 'TileLevel', 'read_tiles', 'decode_tile',
            'tile_level', 'tile_levels', 'Slide', 'slide_mpp', 'magnification', 'check_file', 'check_sizes',
-           'open_openslide', 'openslide_cache', 'open_slide', 'best_level', 'over_white', 'openslide_region',
-           'tile_span', 'paste', 'region', 'Cut', 'cut', 'read', 'tile_scale', 'make_patch', 'tile_jobs', 'in_order',
-           'read_many', 'thumb_block', 'read_blocks', 'thumbnail', 'check', 'Bag', 'write_bag', 'read_bag']
+           'properties', 'open_openslide', 'openslide_cache', 'open_slide', 'best_level', 'over_white',
+           'openslide_region', 'tile_span', 'paste', 'region', 'Cut', 'cut', 'read', 'tile_scale', 'make_patch',
+           'tile_jobs', 'in_order', 'read_many', 'thumb_block', 'read_blocks', 'thumbnail', 'check', 'Bag', 'write_bag',
+           'read_bag']
 
 # %% ../nbs/03_wsi.ipynb #b174e294
 from pathlib import Path
@@ -143,17 +144,17 @@ def tile_level(
     path, # The slide
 ) -> TileLevel | None: # None: not for the quick path
     "The JPEG tiles of one TIFF page."
+    colour = {2: "RGB", 6: "YCBCR"}.get(int(page.photometric))
     rgb8 = page.dtype == np.uint8 and page.samplesperpixel == 3 and page.planarconfig == 1
     jpeg = page.is_tiled and int(page.compression) == 7 and page.imagedepth == 1
-    if not (rgb8 and jpeg and int(page.photometric) in (2, 6)): return None
+    if not (colour and rgb8 and jpeg): return None
     w, h, tw, th = page.imagewidth, page.imagelength, page.tilewidth, page.tilelength
     cols, rows, end = -(-w // tw), -(-h // th), os.path.getsize(path)
     offsets, counts = np.asarray(page.dataoffsets), np.asarray(page.databytecounts)
     if not len(offsets) == len(counts) == cols*rows: return None
     if counts.min() < 4 or offsets.min() < 8 or (offsets + counts).max() > end: return None
-    colour = "RGB" if int(page.photometric) == 2 else "YCBCR"
-    return TileLevel(str(path), w, h, tw, th, cols, rows, offsets, counts, page.jpegtables,
-                     colour)
+    return TileLevel(str(path), w, h, tw, th, cols, rows, offsets, counts,
+                     page.jpegtables, colour)
 
 # %% ../nbs/03_wsi.ipynb #90aeb175
 TIFF_FAULTS = (ValueError, IndexError, KeyError, OSError, TypeError, OverflowError,
@@ -165,8 +166,8 @@ def tile_levels(
     max_pages=64, # Pages to look at; a damaged file can chain them without end
 ) -> list: # One TileLevel or None for each of `sizes`
     "The levels of a TIFF that the quick path can read."
-    import tifffile
-    found = {}
+    import tifffile, logging
+    logging.getLogger("tifffile").disabled, found = True, {}
     try:
         with tifffile.TiffFile(path) as tif:
             for _, page in zip(range(max_pages), tif.pages):
@@ -250,6 +251,16 @@ def check_sizes(
             raise slide_error(path, f"its tiles are {v} px long", "cut it into tiles of 256")
 
 # %% ../nbs/03_wsi.ipynb #d5837e4e
+def properties(
+    o, # openslide.OpenSlide
+) -> dict: # Name to text
+    "The metadata of a slide, without what a damaged file makes illegible."
+    out = {}
+    for k in o.properties:
+        try: out[k] = o.properties[k]
+        except (KeyError, UnicodeError): continue
+    return out
+
 def open_openslide(
     path, # The slide
 ): # openslide.OpenSlide
@@ -281,7 +292,7 @@ def open_slide(
     check_file(path)
     path = str(path)
     with handles.use("openslide", path, open_openslide) as o:
-        props, sizes = dict(o.properties), list(o.level_dimensions)
+        props, sizes = properties(o), list(o.level_dimensions)
         check_sizes(path, props, sizes)
         downs = [float(d) for d in o.level_downsamples]
     own, vendor = slide_mpp(props), props.get("openslide.vendor", "")
