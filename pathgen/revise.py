@@ -6,8 +6,8 @@ Docs: https://pathgen.github.io/pathgen/revise.html.md"""
 
 # %% auto #0
 __all__ = ['REVISE', 'SEPARATOR', 'HEAD', 'GROUPS', 'MARGIN', 'COLUMNS', 'TRIALS', 'Operation', 'Revision', 'sentences', 'unfold',
-           'fold', 'apply', 'rivals', 'words_of', 'inverse', 'inject', 'second_look', 'proposals', 'revise_by_measure',
-           'carry_out', 'put_right', 'trials', 'revise_slide', 'revise_items', 'revise_inputs', 'compare',
+           'fold', 'apply', 'carry_out', 'rivals', 'words_of', 'inverse', 'inject', 'second_look', 'proposals',
+           'revise_by_measure', 'put_right', 'trials', 'revise_slide', 'revise_items', 'revise_inputs', 'compare',
            'revise_metrics', 'run_revise', 'mark_changes', 'show_trials', 'plot_revision']
 
 # %% ../nbs/31_revise.ipynb #271b1c83
@@ -49,20 +49,30 @@ def sentences(
     "The sentences of a text."
     return [s for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text.strip()) if s]
 
+def _items(text): # Split a list of findings; a piece without a finding belongs to the next one (comma) or the one before
+    cuts = list(SEPARATOR.finditer(text))
+    edges = [0] + [e for m in cuts for e in m.span()] + [len(text)]
+    out, held = [], None
+    for k,(a,b) in enumerate(zip(edges[::2], edges[1::2])):
+        a = a if held is None else held
+        held = None
+        if parse(text[a:b]): out.append((a,b))
+        elif k < len(cuts) and (not out or text[cuts[k].start()] == ","): held = a
+        elif out: out[-1] = (out[-1][0],b)
+    return [text[a:b] for a,b in out]
+
 def unfold(
     sentence:str, # One sentence
 )->tuple: # (words before the list, [item, ...], words behind it); None where there is no plain list
     "Take a sentence apart at the list of its findings."
     fs = parse(sentence)
     if not fs: return None
-    starts = [m.end() for m in HEAD.finditer(sentence, 0, min(f.start for f in fs))]
-    a = max(starts, default=0)
-    stop = re.search(r"\s+(?:is|are)\s.*$|[.;!?]*$", sentence[max(f.end for f in fs):])
-    b = max(f.end for f in fs) + stop.start()
-    cuts = [m for m in SEPARATOR.finditer(sentence, a, b) if not any(f.start < m.end() and m.start() < f.end for f in fs)]
-    edges = [a] + [e for m in cuts for e in m.span()] + [b]
-    items = [sentence[i:j] for i,j in zip(edges[::2], edges[1::2])]
-    plain = all(parse(i) for i in items) and not any(re.search(r"\b(?:shows?|is|are|contains?)\b", i) for i in items)
+    a = max([m.end() for m in HEAD.finditer(sentence, 0, min(f.start for f in fs))], default=0)
+    last = max(f.end for f in fs)
+    b = last + re.search(r"\s+(?:is|are)\s.*$|[.;!?]*$", sentence[last:]).start()
+    items = _items(sentence[a:b])
+    said = {k:v for i in items for k,v in claims(i).items()}
+    plain = said == claims(sentence[a:b]) and not any(re.search(r"\b(?:shows?|is|are|contains?)\b", i) for i in items)
     return (sentence[:a], items, sentence[b:]) if plain else None
 
 def fold(
@@ -108,9 +118,10 @@ def apply(
     "Carry out one operation, or refuse it with a `ValueError`."
     ss, want = sentences(text), claims(text)
     if o.op == "add":
-        if not claims(o.after): raise ValueError(f"{o.after!r} names no finding")
-        new = text+" "+o.after if o.after.rstrip().endswith(".") else _put(text, o.after)
-        return _checked(new, want | claims(o.after))
+        whole, what = o.after.rstrip().endswith("."), claims(o.after)
+        if not what and not whole: raise ValueError(f"{o.after!r} names no finding")
+        new = _put(text, o.after) if not whole else f"{text} {o.after}" if what else f"{o.after} {text}"
+        return _checked(new.strip(), want | what)
     at = next((i for i,s in enumerate(ss) if o.before and o.before in s), None)
     if at is None: raise ValueError(f"{o.before!r} is not in the text")
     out = {c for s in ss for c in claims(o.before) if c in claims(s)}
@@ -125,6 +136,19 @@ def _checked(text, want): # The text, if it claims what it should
     if claims(text) == want: return text
     wrong = sorted(set(claims(text).items()) ^ set(want.items()))
     raise ValueError(f"the operation would change more than it says: {wrong}")
+
+# %% ../nbs/31_revise.ipynb #9a6dde3c
+def carry_out(
+    text:str, # The description
+    operations:list, # Of `Operation`
+)->tuple: # new text, edits made (list of dict), operations refused (list of dict)
+    "Apply operations one after the other; those that do not fit are refused."
+    done, refused = [], []
+    for o in operations:
+        try: new = apply(text, o)
+        except ValueError as e: refused.append(o.model_dump()|dict(error=str(e)))
+        else: text, done = new, done+[o.model_dump()]
+    return text, done, refused
 
 # %% ../nbs/31_revise.ipynb #297af1bb
 GROUPS = (("normal_glands","infiltrating_glands","cribriform","solid_growth","in_situ"),
@@ -224,21 +248,10 @@ def revise_by_measure(
     **others, # What only models want
 )->dict: # operations
     "Read a patch a second time and say what to change in its text."
-    seen = seen or second_look(image, mpp, stains)
-    return dict(operations=[o.model_dump() for o in proposals(text, seen, seed=seed)])
-
-# %% ../nbs/31_revise.ipynb #9a6dde3c
-def carry_out(
-    text:str, # The description
-    operations:list, # Of `Operation`
-)->tuple: # new text, edits made (list of dict), operations refused (list of dict)
-    "Apply operations one after the other; those that do not fit are refused."
-    done, refused = [], []
-    for o in operations:
-        try: new = apply(text, o)
-        except ValueError as e: refused.append(o.model_dump()|dict(error=str(e)))
-        else: text, done = new, done+[o.model_dump()]
-    return text, done, refused
+    ops = proposals(text, seen or second_look(image, mpp, stains), seed=seed)
+    lost = source.lower() in text.lower() and source.lower() not in carry_out(text, ops)[0].lower()
+    if lost: ops.append(Operation(op="add", after=FRAMES["bare"][1].format(source=source)))
+    return dict(operations=[o.model_dump() for o in ops])
 
 # %% ../nbs/31_revise.ipynb #2986405d
 COLUMNS = ["patch_id","slide_id","text","edits","refused","provider","model","prompt_hash","decoding"]
