@@ -40,7 +40,8 @@ def retrieve(
     place = rank.min(0)
     prompt = np.where(rank==place, z.T, -np.inf).argmax(0)
     score = z[np.arange(len(z)),prompt]
-    rows = np.lexsort((-score, place))[:max(n, 0)]
+    rows = np.lexsort((-score, place))
+    rows = rows[score[rows]>=0][:max(n, 0)]
     return pd.DataFrame(dict(row=rows, prompt=prompt[rows], score=score[rows]))
 
 # %% ../nbs/22_select.ipynb #50cb84d5

@@ -46,6 +46,10 @@ def test_a_patch_wanted_twice_takes_one_place():
     got = retrieve(z, 3)
     assert sorted(got.row) == [0,1,2] and got.row[0] == 0
 
+def test_a_patch_below_average_is_not_found():
+    z = zscore(np.random.default_rng(0).normal(size=(30,1)))
+    assert set(retrieve(z, 30).row) == set((z[:,0] >= 0).nonzero()[0])
+
 def test_draw_reaches_every_cluster_and_fills_up():
     labels = np.repeat([0,1,2], [1000,10,1])
     rows = draw(labels, chance(range(1011), 0, "draw"), 60)
