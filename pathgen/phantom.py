@@ -55,7 +55,7 @@ def gallery(ims, # List of (rows, columns, 3) uint8
         a.imshow(im)
         if titles: a.set_title(titles[k], fontsize=7)
     b = io.BytesIO()
-    fig.savefig(b, format="jpeg", dpi=76, pil_kwargs=dict(quality=66))
+    fig.savefig(b, format="jpeg", dpi=68, pil_kwargs=dict(quality=60))
     plt.close(fig)
     return Shown(b.getvalue(), format="jpeg")
 
@@ -65,14 +65,15 @@ E_OD = np.array([0.17, 0.84, 0.50])
 
 def stain(rng, # Generator
           spread=1.0 # How much slides differ, 1 as between laboratories
-         ) -> SimpleNamespace: # Colours and strengths of the two stains, white point
+         ) -> SimpleNamespace: # Stain colours and strengths, white point, blur in µm
     "Draw the stain and the scanner of one slide"
     vec = lambda v, s: (lambda w: w / np.linalg.norm(w))(v + rng.normal(0, s * spread,
         3))
     return SimpleNamespace(h=vec(H_OD, 0.035), e=vec(E_OD, 0.04),
         gain_h=float(np.exp(rng.normal(0, 0.13 * spread))),
         gain_e=float(np.exp(rng.normal(0, 0.16 * spread))),
-        white=np.clip(243 + rng.normal(0, 3 * spread, 3) + rng.normal(0, 2), 226, 252))
+        white=np.clip(243 + rng.normal(0, 3 * spread, 3) + rng.normal(0, 2), 226, 252),
+        blur=float(max(rng.normal(0.05, 0.45 * spread), 0)))
 
 def stain_luts(s # Stain of the slide
               ) -> tuple: # Tables of 256 for H and for E, three colours each
@@ -91,6 +92,11 @@ def to_rgb(h, # (rows, columns) uint8 haematoxylin
     h, e = Image.fromarray(h), Image.fromarray(e)
     return np.asarray(Image.merge("RGB", [multiply(h.point(a), e.point(b)) for a,
                                           b in zip(*luts)]))
+
+def _blur(z, px=7):
+    from PIL import ImageFilter
+    if px < 0.4: return z
+    return np.array(Image.fromarray(np.ascontiguousarray(z)).filter(ImageFilter.GaussianBlur(px)))
 
 def u8(x # Array of stain amounts
       ) -> np.ndarray: # uint8
@@ -144,13 +150,10 @@ def cells_wall(rng, # Generator
     "Distance to the walls of a periodic foam"
     from scipy.spatial import cKDTree
     q, side = px // 4, px * BASE
-    n = max(4, int((side / cell)**2))
-    pts = rng.random((n * 6, 2)) * side
-    keep = [0]
-    for i in range(1, len(pts)):
-        d = np.abs(pts[keep] - pts[i]); d = np.minimum(d, side - d)
-        if (d**2).sum(1).min() > (0.72 * cell)**2: keep.append(i)
-    tree = cKDTree(pts[keep], boxsize=side)
+    n = max(2, round(side / cell / 2) * 2)
+    j, i = np.mgrid[:n, :n]
+    pts = np.stack([j, i + 0.5 * (j % 2)], -1).reshape(-1, 2) + rng.normal(0, 0.2, (n * n, 2))
+    tree = cKDTree(pts * side / n % side, boxsize=side)
     g = (np.arange(q) + 0.5) * side / q
     d, _ = tree.query(np.stack(np.meshgrid(g, g, indexing="ij"), -1).reshape(-1, 2), k=2)
     z = np.pad(((d[:, 1] - d[:, 0]) / 2).reshape(q, q).astype(np.float32), 4,
@@ -360,11 +363,11 @@ def stamp(h, # (rows, columns) uint8, changed
 def _field(radius, aspect, wobble, rng, lobes=(2, 3, 4, 6)):
     s = int(radius * 1.55 / BASE) * 2 + 8
     g = ((np.arange(s) - (s - 1) / 2) * BASE).astype(np.float32)
-    turn = rng.uniform(0, np.pi)
-    u = g[None] * np.cos(turn) + g[:, None] * np.sin(turn)
-    v = (g[:, None] * np.cos(turn) - g[None] * np.sin(turn)) * aspect
+    radius, turn = float(radius), rng.uniform(0, np.pi)
+    c, d = float(np.cos(turn)), float(np.sin(turn))
+    u, v = g[None] * c + g[:, None] * d, (g[:, None] * c - g[None] * d) * aspect
     t, rho = np.arctan2(v, u), np.hypot(u, v)
-    w = [(m, rng.normal(0, wobble / m**0.5), rng.uniform(0, 6.28)) for m in lobes]
+    w = [(m, float(rng.normal(0, wobble / m**0.5)), rng.uniform(0, 6.28)) for m in lobes]
     r = lambda th: radius * np.clip(1 + sum(a * np.cos(m * th + p) for m, a, p in w),
                                     0.5, 1.5)
     rt = r(t)
@@ -434,8 +437,8 @@ def glands(style, # Key of `GLANDS`
 def _gland(k, mucin, rng):
     R = k.radius * np.exp(rng.normal(0, k.cv))
     f = _field(R, rng.uniform(1, k.aspect), k.wobble, rng)
-    tall = min(k.tall, 0.75 * R) * rng.uniform(0.85, 1.15)
-    q = f.t * rng.integers(3, 7) + rng.uniform(0, 6)
+    tall = float(min(k.tall, 0.75 * R)) * rng.uniform(0.85, 1.15)
+    q = f.t * int(rng.integers(3, 7)) + rng.uniform(0, 6)
     inner = tall * (1 + k.ruffle * np.sin(q) + 0.5 * k.ruffle
                     * np.sin(2.7 * q)) - f.depth
     e, h, a, lum = _epithelium(f, inner, k.e, k.h, rng)
@@ -500,13 +503,12 @@ def _holes(f, k, rng):
     inner = np.full_like(f.depth, 30.0)
     if not k.holes: return inner
     R = f.r(np.float32(0))
-    for x, y in (p for p in _hexes(R * 2.6, k.hole_pitch, rng, 0.3)
+    for x, y in (p for p in _hexes(R * 2.6, k.hole_pitch, rng, 0.3).tolist()
                  if rng.random() < k.holes):
         r, sq = rng.uniform(*k.hole), rng.uniform(0.8, 1.25)
-        j, i = (np.abs(f.g - c) < r + 34 for c in (y, x))
+        j, i = (slice(*np.searchsorted(f.g, (c - r - 34, c + r + 34))) for c in (y, x))
         d = np.hypot((f.g[i][None] - x) * sq, f.g[j][:, None] - y) - r
-        w = np.ix_(j, i)
-        inner[w] = np.minimum(inner[w], d)
+        np.minimum(inner[j, i], d, out=inner[j, i])
     return np.maximum(inner, 9 - f.depth)
 
 # %% ../nbs/10_phantom.ipynb #f8627b01
@@ -1018,6 +1020,7 @@ def paint_patch(region_class, # One of `CLASSES`
     paint_regions(cv, organ, [(region_class, a, np.ones((n, n), bool), 0, 0)], rng)
     by_row(cv)
     im = develop(cv, stain_luts(look), factor, (0, 0, n * factor, n * factor))
+    im = _blur(im, look.blur / BASE * factor * 0.5)
     if im.shape[0] != px: im = np.asarray(Image.fromarray(im).resize((px, px),
         Image.LANCZOS))
     hits = sum(int(inside(cv.busy >= 0, m).sum()) for m in cv.mitoses)
@@ -1222,16 +1225,12 @@ def mark(im, # (rows, columns, 3) uint8, changed
         w = m[y0 - s0 * down:][:rows, :b - a, None].astype(np.float32) / 255
         z = im[:, a:b]
         if kind == 2: z[:] = z * (1 - w * (1 - np.float32(colour) / 255 * 0.9 - 0.08))
-        else: z[:] = z * (1 - w) + np.asarray(_blur(z)) * w
+        else: z[:] = z * (1 - w) + _blur(z) * w
 
 def _feather(mask):
     from scipy.ndimage import gaussian_filter
     return np.clip(gaussian_filter(mask * 255.0, 1.2) * 2.4 - 180, 0,
                    255).astype(np.uint8)
-
-def _blur(z):
-    from PIL import ImageFilter
-    return Image.fromarray(np.ascontiguousarray(z)).filter(ImageFilter.GaussianBlur(7))
 
 # %% ../nbs/10_phantom.ipynb #3fdd4a4f
 APERIO = ("Aperio Image Library v12.0.5\r\n{w}x{h} [0,0 {w}x{h}] (256x256) JPEG/RGB Q={q}"
@@ -1318,6 +1317,7 @@ def strips(cv, look, art, colour, item, block=1024):
                 box = (x, y0, min(x + block, cols), y1)
                 im[y0 - a:y1 - a, x:box[2]] = develop(cv, luts, factor, box) if _used(cv,
                     factor, box) else glass
+        im = _blur(im, look.blur / item["mpp"] * 0.5)
         mark(im, art, colour, a, down)
         yield im[y - a:min(y + block, rows) - a]
 
