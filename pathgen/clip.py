@@ -55,8 +55,8 @@ def square(
     if image.mode != "RGB": image = image.convert("RGB")
     (w,h),s = image.size, min(image.size)
     if w != h: image = image.crop(((w-s)//2, (h-s)//2, (w-s)//2+s, (h-s)//2+s))
-    if s == px: return np.asarray(image)
-    return np.asarray(image.resize((px,px), Image.BOX if s > px else Image.BICUBIC))
+    if s == px: return np.array(image)
+    return np.array(image.resize((px,px), Image.BOX if s > px else Image.BICUBIC))
 
 # %% ../nbs/04_clip.ipynb #defc7ea1
 def precision(
@@ -323,7 +323,7 @@ def probe(
     y,x = np.mgrid[:clip.image_px,:clip.image_px]
     im = np.stack([x*7%256, y*5%256, (x+y)*3%256], -1).astype(np.uint8)
     v = np.r_[clip.encode_images([im])[0,:n], clip.encode_texts(["adenocarcinoma with fused glands"])[0,:n]]
-    return [round(float(o), 4) for o in v]
+    return [round(float(o), 6) for o in v]
 
 # %% ../nbs/04_clip.ipynb #5278d3ab
 CARD = """---
@@ -424,6 +424,6 @@ def _load_dir(path, device):
     clip = _finish(_create(f"local-dir:{path}", path), f"local-dir:{path}", conf.get("arch", path.name), device, hash)
     clip.batch = 128 if clip.image_px < 224 else 64
     want = conf.get("probe")
-    if want and np.abs(np.array(probe(clip))-want).max() > .002: raise PathgenError(
+    if want and np.abs(np.array(probe(clip))-want).max() > .0005: raise PathgenError(
         f"{path}: the model does not give the vectors it was saved with: its configuration was changed (QuickGELU?) or its weights are damaged; copy the folder again")
     return clip

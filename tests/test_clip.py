@@ -1,0 +1,127 @@
+"Faults of models and checkpoints, and that a killed training goes on as if nothing had happened."
+import json, pickle
+import numpy as np, pytest, torch
+from PIL import Image
+from pathgen import clip as C
+from pathgen.core import PathgenError
+
+SAY = ["large pale vacuoles", "small dark nuclei"]
+
+def patches(n, px=112, seed=0):
+    g = np.random.default_rng(seed)
+    kinds = np.arange(n) % 2
+    ims = np.where(kinds[:,None,None,None] == 0, 230, 90) + g.normal(0, 12, (n,px,px,3))
+    return ims.clip(0, 255).astype(np.uint8), [SAY[k] for k in kinds]
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    d = tmp_path_factory.mktemp("model")
+    clip = C.build_clip(seed=3, device="cpu")
+    C.save_clip(clip, d, "For a test.")
+    return d, clip
+
+def copy(d, to):
+    to.mkdir()
+    for f in d.iterdir(): (to/f.name).write_bytes(f.read_bytes())
+    return to
+
+def test_tokens_are_counted_as_open_clip_counts():
+    import open_clip
+    for t in ("", "Fused, cribriform glands; no necrosis.", "tumour cells in solid sheets "*20):
+        n = C.count_tokens(t)
+        assert min(n, 77) == int((open_clip.tokenize([t]) != 0).sum())
+
+def test_same_seed_same_weights_and_the_global_generator_stays():
+    torch.manual_seed(5); a = torch.rand(1); torch.manual_seed(5)
+    one,two = C.build_clip(seed=1, device="cpu"), C.build_clip(seed=1, device="cpu")
+    assert torch.equal(torch.rand(1), a)
+    assert all(torch.equal(p, q) for p,q in zip(one.model.state_dict().values(), two.model.state_dict().values()))
+    assert not torch.equal(one.model.visual.conv1.weight, C.build_clip(seed=2, device="cpu").model.visual.conv1.weight)
+
+def test_images_of_any_kind_and_batch(saved):
+    clip = saved[1]
+    rgb = patches(5, 130)[0]
+    every = clip.encode_images(rgb)
+    clip.batch = 2
+    np.testing.assert_allclose(clip.encode_images([Image.fromarray(o) for o in rgb]), every, atol=5e-3)
+    clip.batch = 128
+    grey = Image.fromarray(rgb[0]).convert("L")
+    assert clip.encode_images([grey, Image.fromarray(rgb[0]).convert("RGBA")]).shape == (2, clip.dim)
+
+def test_long_texts_are_cut_not_refused(saved):
+    v = saved[1].encode_texts(["gland "*500, "gland"])
+    np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5)
+
+def test_hash_follows_the_weights(saved, tmp_path):
+    d,clip = saved
+    with torch.no_grad(): clip.model.visual.conv1.weight[0,0,0,0] += 1
+    C.save_clip(clip, tmp_path/"other")
+    with torch.no_grad(): clip.model.visual.conv1.weight[0,0,0,0] -= 1
+    assert C.load_clip(d, "cpu").hash == C.load_clip(d, "cpu").hash != C.load_clip(tmp_path/"other", "cpu").hash
+
+@pytest.mark.parametrize("harm, says", [
+    (lambda d: (d/"open_clip_config.json").unlink(), "open_clip_config.json"),
+    (lambda d: (d/"open_clip_config.json").write_text("{"), "not JSON"),
+    (lambda d: (d/"open_clip_model.safetensors").unlink(), "no weights"),
+    (lambda d: (d/"open_clip_model.safetensors").write_bytes((d/"open_clip_model.safetensors").read_bytes()[:5000]), "cannot be loaded"),
+    (lambda d: edit(d, layers=5), "do not fit"),
+    (lambda d: edit(d, quick_gelu=True), "QuickGELU")])
+def test_a_damaged_folder_is_one_clear_line(saved, tmp_path, harm, says):
+    d = copy(saved[0], tmp_path/"m")
+    harm(d)
+    with pytest.raises(PathgenError, match=says) as e: C.load_clip(d, "cpu")
+    assert "\n" not in str(e.value) and str(d) in str(e.value)
+
+def edit(d, **kw):
+    p = d/"open_clip_config.json"; c = json.loads(p.read_text())
+    for k,v in kw.items(): (c["model_cfg"]["vision_cfg"] if k == "layers" else c["model_cfg"])[k] = v
+    p.write_text(json.dumps(c))
+
+class Bomb:
+    def __reduce__(self): return open, ("/tmp/pathgen_test_bomb", "w")
+
+def test_a_pickle_is_not_executed(tmp_path):
+    import os
+    with open(tmp_path/"w.pt", "wb") as f: pickle.dump(Bomb(), f)
+    with pytest.raises(PathgenError, match="cannot be loaded"): C.load_clip(f"tiny:{tmp_path/'w.pt'}", "cpu")
+    assert not os.path.exists("/tmp/pathgen_test_bomb")
+
+@pytest.mark.parametrize("name, says", [("nothing/here", "no such model folder"), ("model.safetensors", "ARCHITECTURE:"),
+    ("ViT-B-16:nosuchtag", "neither a file nor weights"), ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai")])
+def test_names_that_cannot_be(name, says):
+    with pytest.raises(PathgenError, match=says): C.load_clip(name, "cpu")
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    ims,texts = patches(32)
+    kw = dict(epochs=2, batch=8, lr=1e-3, warmup=2)
+    whole = C.build_clip(seed=0, device="cpu")
+    losses = C.fit(whole, ims, texts, **kw)
+    killed = C.build_clip(seed=0, device="cpu")
+    keep,rest = tmp_path/"c.pt", C.Batches.set_epoch
+    def stop(self, epoch):
+        if epoch == 1: raise KeyboardInterrupt
+        rest(self, epoch)
+    monkeypatch.setattr(C.Batches, "set_epoch", stop)
+    with pytest.raises(KeyboardInterrupt): C.fit(killed, ims, texts, checkpoint=keep, **kw)
+    monkeypatch.undo()
+    fresh = C.build_clip(seed=9, device="cpu")
+    again = C.fit(fresh, ims, texts, checkpoint=keep, **kw)
+    np.testing.assert_allclose(again, losses, atol=1e-5)
+    for p,q in zip(whole.model.state_dict().values(), fresh.model.state_dict().values()): assert torch.allclose(p, q, atol=1e-5)
+    keep.write_bytes(keep.read_bytes()[:1000])
+    with pytest.raises(PathgenError, match="delete it"): C.fit(fresh, ims, texts, checkpoint=keep, **kw)
+
+def test_a_loss_that_is_no_number_ends_the_training():
+    clip = C.build_clip(seed=0, device="cpu")
+    with torch.no_grad(): clip.model.visual.proj.mul_(float("nan"))
+    ims,texts = patches(24)
+    with pytest.raises(PathgenError, match="learning rate"): C.fit(clip, ims, texts, epochs=1, batch=8)
+    with pytest.raises(PathgenError, match="damaged"): clip.encode_images(ims[:2])
+
+def test_images_read_on_demand_train_as_images_in_memory(tmp_path):
+    ims,texts = patches(16)
+    for i,o in enumerate(ims): Image.fromarray(o).save(tmp_path/f"{i}.png")
+    files = C.Files([tmp_path/f"{i}.png" for i in range(16)], 112)
+    a,b = C.build_clip(seed=0, device="cpu"), C.build_clip(seed=0, device="cpu")
+    kw = dict(epochs=1, batch=8, warmup=1)
+    np.testing.assert_allclose(C.fit(a, ims, texts, **kw), C.fit(b, files, texts, **kw), atol=1e-5)
