@@ -176,7 +176,7 @@ def measure_images(
 # %% ../nbs/14_init.ipynb #d92f0af9
 def near_copies(
     prints, # Fingerprints, uint8 (N,32)
-    bits:int=24, # Largest distance that counts as a copy
+    bits:int=48, # Largest distance that counts as a copy
 )->np.ndarray: # For every row the first row it is a copy of; itself if there is none before
     "Find images that were seen before."
     import faiss
@@ -213,7 +213,7 @@ def first_reason(
     left = df[why == ""].drop_duplicates("sha")
     copy = near_copies(np.frombuffer(b"".join(left.print), np.uint8).reshape(-1,32), near_bits)
     seen = dict(zip(left.sha, copy != np.arange(len(copy))))
-    out(df.sha.map(seen).fillna(False).astype(bool), "near duplicate")
+    out(df.sha.map(lambda h: bool(seen.get(h, False))), "near duplicate")
     return why
 
 # %% ../nbs/14_init.ipynb #606bb714
@@ -361,6 +361,7 @@ def run_init(data, seed, device, workers, pathcap, quilt, openpath, csv, min_px,
     df["reason"] = first_reason(df, min_px, min_words, min_he, near_bits)
     df["score"] = np.nan
     left = df.reason == ""
+    if left.sum() < 4: raise PathgenError(f"init: no pair is left to score of {len(df)}; most common reason: {df.reason.mode()[0]}")
     drop = dict(pathcap=drop_pathcap, quilt=drop_quilt, openpath=drop_openpath, csv=drop_csv)
     trusted = df.source[left].map(drop).values == 0
     df.loc[left,"score"] = first_scores(df[left], trusted, data, model, seed=seed, device=device, epochs=epochs, batch=batch, lr=lr)
