@@ -1,0 +1,87 @@
+"The stage on small shards: killed and run again, run twice, and fed with what is broken."
+import io, json
+import numpy as np, pandas as pd, pytest, webdataset as wds
+from PIL import Image
+from pathgen import clip as C, train_clip as T
+from pathgen.core import PathgenError, file_digest
+
+SAY = ["large pale vacuoles", "small dark nuclei"]
+KW = dict(seed=0, device="cpu", workers=0, name="m", pairs=["init"], start=None, arch="tiny", epochs=2, batch=8, lr=5e-4, wd=.1, warmup=2, tile_px=672, tiles=0)
+
+def shard(path, n, seed):
+    g = np.random.default_rng(seed)
+    with wds.TarWriter(str(path), mtime=0) as t:
+        for i in range(n):
+            im = (g.normal(0, 12, (64,64,3)) + (230 if i%2 else 90)).clip(0,255).astype(np.uint8)
+            t.write({"__key__": f"p{seed}{i:03d}", "jpg": im, "txt": SAY[i%2], "json": {}})
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path/"init/shards").mkdir(parents=True)
+    for k in range(2): shard(tmp_path/f"init/shards/train-{k:06d}.tar", 16, k)
+    shard(tmp_path/"init/shards/val-000000.tar", 12, 9)
+    return tmp_path
+
+def model_files(root): return {p.name: file_digest(p) for p in sorted((root/"models/m").iterdir())}
+
+def test_the_stage_leaves_a_model_that_open_clip_loads(root):
+    r = T.run_train_clip(root, **KW)
+    m = json.loads((root/"metrics/m.json").read_text())
+    assert {"loss","r1","r10","chance_r1","untrained_r1"} <= set(m) and m["pairs"] == 32 and len(r["losses"]) == 8
+    import open_clip
+    model,_ = open_clip.create_model_from_pretrained(f"local-dir:{root/'models/m'}")
+    assert model.visual.image_size in (112, (112,112))
+    assert "0." in (root/"models/m/README.md").read_text()
+
+def test_a_second_run_trains_nothing_and_writes_the_same_bytes(root, monkeypatch):
+    T.run_train_clip(root, **KW)
+    first = model_files(root)
+    monkeypatch.setattr(T, "fit", lambda *a, **k: pytest.fail("trained again"))
+    T.run_train_clip(root, **KW)
+    assert model_files(root) == first
+    with pytest.raises(pytest.fail.Exception): T.run_train_clip(root, **(KW | dict(lr=1e-4)))
+
+def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
+    T.run_train_clip(root, **KW)
+    want = model_files(root)
+    for p in (root/"models/m").iterdir(): p.unlink()
+    rest = C.Batches.set_epoch
+    def stop(self, epoch):
+        if epoch: raise KeyboardInterrupt
+        rest(self, epoch)
+    monkeypatch.setattr(C.Batches, "set_epoch", stop)
+    with pytest.raises(KeyboardInterrupt): T.run_train_clip(root, **KW)
+    assert any(p.name.startswith("checkpoint-") for p in (root/"models/m").iterdir())
+    monkeypatch.undo()
+    T.run_train_clip(root, **KW)
+    assert model_files(root) == want
+
+def test_a_start_model_is_gone_on_from(root):
+    C.save_clip(C.build_clip(seed=4, device="cpu"), root/"models/first")
+    r = T.run_train_clip(root, **(KW | dict(start=str(root/"models/first"), epochs=1, lr=1e-9)))
+    ims = np.full((1,112,112,3), 130, np.uint8)
+    np.testing.assert_allclose(r["clip"].encode_images(ims), C.load_clip(root/"models/first", "cpu").encode_images(ims), atol=1e-2)
+
+@pytest.mark.parametrize("harm, says", [
+    (lambda d: [p.unlink() for p in d.glob("train*")], "run the stage init first"),
+    (lambda d: (d/"train-000000.tar").write_bytes(b"nothing"), "train-000000.tar: not a whole tar"),
+    (lambda d: (d/"train-000000.tar").write_bytes((d/"train-000000.tar").read_bytes()[:5000]), "train-000000.tar"),
+    (lambda d: rot(d/"train-000001.tar"), "image p1003 cannot be decoded")])
+def test_broken_shards_are_one_clear_line(root, harm, says):
+    harm(root/"init/shards")
+    with pytest.raises(PathgenError, match=says) as e: T.run_train_clip(root, **KW)
+    assert "\n" not in str(e.value)
+
+def rot(path):
+    row = T.read_index([path]).set_index("key").loc["p1003"]
+    raw = bytearray(path.read_bytes()); raw[row.offset:row.offset+200] = bytes(200); path.write_bytes(raw)
+
+def test_recall_counts_equal_texts_as_found():
+    e = np.eye(4)
+    assert T.recall(e[[0,0,1,1]], e[[0,0,1,0]], (1,))["r1"] == .75
+
+def test_precision_at_needs_only_the_classes_there_are():
+    clip = C.build_clip(seed=0, device="cpu")
+    e = clip.encode_images(np.zeros((4,112,112,3), np.uint8))
+    p = T.precision_at(clip, e, ["adipose"]*4, 2)
+    assert list(p.index) == ["adipose"] and p.iloc[0] == 1
