@@ -61,13 +61,16 @@ def test_section_fits_the_parameters_cell(stage, name):
     cli.check_params(stage, PARAMS[name], NOTEBOOKS[stage], name)
 
 def test_every_stage_has_its_places():
-    assert set(DVC) == set(PARAMS['params.yaml'])-{'base', 'speed'}, 'the benchmark alone is no stage of the pipeline'
+    assert set(DVC) == set(PARAMS['params.yaml'])-{'base', 'speed', 'real'}, 'the benchmark and the page on real slides are no stages of the pipeline'
     for stage, d in DVC.items():
         assert stage in NOTEBOOKS and d['cmd'] == f'pathgen run {stage}'
 
 @pytest.mark.parametrize('stage', DVC)
 def test_deps_list_every_module_used(stage):
-    want = {f'pathgen/{m}.py' for m in closure(module_of(stage))}
+    modules = closure(module_of(stage))
+    data = {p.name for p in (ROOT/'pathgen').iterdir() if p.is_file() and p.suffix!='.py'}
+    reads = {d for d in data for m in modules if d in (ROOT/'pathgen'/f'{m}.py').read_text()}
+    want = {f'pathgen/{m}.py' for m in modules} | {f'pathgen/{d}' for d in reads}
     have = {d for d in DVC[stage]['deps'] if d.startswith('pathgen/')}
     assert have == want, f'missing {sorted(want-have)}, not used {sorted(have-want)}'
 
@@ -85,7 +88,8 @@ def test_params_of_stage(stage):
 @pytest.mark.parametrize('stage', DVC)
 def test_outs_hold_run_and_metrics(stage):
     nb = NOTEBOOKS[stage]
-    assert f"data/runs/{nb.name.partition('_')[0]}_{stage}.ipynb" in flat(DVC[stage]['outs'])
+    name = nb.stem if nb.stem.endswith(f'_{stage}') else f'{nb.stem}.{stage}'
+    assert f'data/runs/{name}.ipynb' in flat(DVC[stage]['outs'])
     for m in DVC[stage].get('metrics', []):
         assert isinstance(m, dict) and list(m.values())==[{'cache': False}], f'{m} belongs into git: cache: false'
 
