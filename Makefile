@@ -8,7 +8,7 @@ SHELL   := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: help env repro test lab docs render bench clean
+.PHONY: help env repro real test lab docs render bench clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -35,6 +35,11 @@ endif
 	@echo
 	@echo "Pairs: data/pairs, explained in data/pairs/README.md"
 	@echo "Executed notebooks: data/runs    Numbers: data/metrics (dvc metrics show)"
+
+real: $(READY) ## Run on slides of one's own: profiles/real.yaml, or PROFILE=NAME
+	@set -e; for stage in slides reports attributes tile embed select describe revise summarize pairs $(if $(PROFILE),,real); do \
+	  echo "> pathgen run $$stage --params profiles/$(or $(PROFILE),real).yaml"; \
+	  pathgen run $$stage --params profiles/$(or $(PROFILE),real).yaml; done
 
 test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to end
 	@echo "1/2 The examples in the notebooks (nbdev-test)"

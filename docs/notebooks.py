@@ -3,11 +3,12 @@ from pathlib import Path
 from fastcore.nbio import read_nb
 
 def runs_of(nb, runs):
-    "Executed copies of notebook `nb` under `runs`: its own name first, then those of stages that share it by number."
+    """Executed copies of notebook `nb`: its own in `runs`, then those of the stages that share it, `NN_name.STAGE.ipynb`,
+    then the one of a run with a root of its own, `data/real/runs/34_real.ipynb`."""
     nb, runs = Path(nb), Path(runs)
-    number = nb.stem.partition('_')[0]
-    found = sorted(runs.glob(f'{number}_*.ipynb')) if number.isdigit() else []
-    return sorted((p for p in found if '.failed' not in p.suffixes), key=lambda p: p.name!=nb.name)
+    shared = [p for p in sorted(runs.glob(f'{nb.stem}.*.ipynb')) if '.failed' not in p.suffixes]
+    apart = runs.parent/nb.stem.partition('_')[2]/'runs'/nb.name
+    return [p for p in (runs/nb.name, *shared, apart) if p.exists()]
 
 def done_cells(nb, runs):
     "Cells of the first executed copy of `nb` by id, {} when it was never run."

@@ -12,7 +12,8 @@ def source(c): return ''.join(c['source'])
 def changed(tree):
     "What differs in `tree` from its commit; the tree is put back."
     lines = sh('git', 'status', '--porcelain', cwd=tree).splitlines()
-    sh('git', 'checkout', '-q', '.', cwd=tree)
+    sh('git', 'reset', '-q', '--hard', cwd=tree)
+    sh('git', 'clean', '-fdq', cwd=tree)
     return lines
 
 def test_notebooks_are_clean(tree):
