@@ -7,15 +7,16 @@ Docs: https://pathgen.github.io/pathgen/phantom.html.md"""
 # %% auto #0
 __all__ = ['BASE', 'MAP', 'H_OD', 'E_OD', 'GROUNDS', 'NUCLEI', 'PITCH', 'GLANDS', 'NESTS', 'ORGANS', 'MALIGNANT', 'CLASSES',
            'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'AROUND', 'APERIO', 'WORDS', 'SHOWN', 'ADJECTIVE',
-           'GRADE', 'CYTOLOGY', 'LEAD', 'CYTO', 'DENY', 'SPECIMEN', 'HISTORY', 'MASSES', 'BLOCKS', 'SOURCES', 'WEIGHTS',
-           'FAULTS', 'CODE', 'key_rng', 'gallery', 'stain', 'stain_luts', 'to_rgb', 'u8', 'noise', 'warp', 'fibres',
-           'cells_wall', 'ground', 'nuclei', 'mitoses', 'stamp', 'glands', 'nests', 'attributes', 'findings_of',
-           'canvas', 'lay', 'angle_at', 'spread', 'inside', 'add_cells', 'put_gland', 'sprites_of', 'place', 'fill',
-           'paint_regions', 'ground_of', 'develop', 'by_row', 'paint_patch', 'outline', 'split', 'layout', 'grow',
-           'soft', 'section', 'thick', 'artefacts', 'fold', 'mark', 'write_svs', 'paint_slide', 'strips', 'dust',
-           'pick', 'listed', 'cap', 'microscopy', 'denials', 'plan_report', 'Gross', 'gross', 'write_report',
-           'figure_caption', 'narration', 'tweet', 'paint_pair', 'other_caption', 'not_tissue', 'init_batch',
-           'image_name', 'write_indexes', 'slide_items', 'run_phantom', 'overview', 'write_reports', 'write_pairs']
+           'GRADE', 'CYTOLOGY', 'LEAD', 'CYTO', 'REST', 'DENY', 'SPECIMEN', 'HISTORY', 'MASSES', 'BLOCKS', 'SOURCES',
+           'WEIGHTS', 'FAULTS', 'CODE', 'key_rng', 'gallery', 'stain', 'stain_luts', 'to_rgb', 'u8', 'noise', 'warp',
+           'fibres', 'cells_wall', 'ground', 'nuclei', 'mitoses', 'stamp', 'glands', 'nests', 'attributes',
+           'findings_of', 'painted_findings', 'canvas', 'lay', 'angle_at', 'spread', 'inside', 'add_cells', 'put_gland',
+           'sprites_of', 'place', 'covered', 'fill', 'paint_regions', 'ground_of', 'develop', 'by_row', 'paint_patch',
+           'outline', 'split', 'layout', 'grow', 'soft', 'section', 'thick', 'artefacts', 'fold', 'mark', 'write_svs',
+           'paint_slide', 'strips', 'dust', 'pick', 'listed', 'cap', 'microscopy', 'denials', 'plan_report', 'Gross',
+           'gross', 'write_report', 'figure_caption', 'narration', 'tweet', 'paint_pair', 'other_caption', 'not_tissue',
+           'init_batch', 'image_name', 'write_indexes', 'slide_items', 'run_phantom', 'overview', 'write_reports',
+           'write_pairs']
 
 # %% ../nbs/10_phantom.ipynb #9c20e67b
 import functools, io, json, zlib
@@ -651,6 +652,15 @@ def _diagnosis(region_class, a, f):
     elif region_class not in ("in_situ", "necrosis"): f["malignancy"] = False
     return f
 
+# %% ../nbs/10_phantom.ipynb #58f47366
+def painted_findings(r # Region with class, attributes and share of epithelium
+                    ) -> dict: # concept -> bool
+    "Findings of a region as it was painted"
+    f, c = findings_of(r["region_class"], r["attributes"]), r["region_class"]
+    if c not in (*_GRADE, "normal_glands") or r["epithelium"] > 0.125: return f
+    needs = (ARCHITECTURE[c], *_ATYPIA, "uniform_nuclei", "malignancy", "benign", "necrosis", "mucin")
+    return {k: v for k, v in f.items() if k not in needs or not v}
+
 # %% ../nbs/10_phantom.ipynb #ad89fe54
 def canvas(rows, # Rows, pixels of 0.5 µm
            cols # Columns, pixels of 0.5 µm
@@ -761,7 +771,8 @@ def put_gland(cv, # Canvas
               y0, # Top of the mask
               rng, # Generator
               pitch=0, # Which of `PITCH`
-              overlap=0.05 # Refuse when more of it is taken
+              overlap=0.05, # Refuse when more of it is taken
+              outside=0.3 # Refuse when more of it lies outside of the region
              ) -> list: # cells, rim, dead in canvas pixels; None for lack of room
     "Stamp a gland, turned and mirrored at random"
     t, fx, fy = rng.random(3) < 0.5
@@ -776,7 +787,7 @@ def put_gland(cv, # Canvas
     busy = cv.busy[a:b, c:d]
     on = al > 127
     if busy[on].sum() > overlap * max(on.sum(), 1): return None
-    if _outside(mask, on, a - y0, c - x0) > 0.3: return None
+    if _outside(mask, on, a - y0, c - x0) > outside: return None
     w = al.astype(np.uint16)
     for plane, z in ((cv.e, g.e), (cv.h, g.h)):
         p = plane[a:b, c:d]
@@ -825,19 +836,28 @@ def place(cv, organ, region_class, a, mask, x0, y0, rng):
     if not bank: return
     normal = region_class == "normal_glands"
     pitch, overlap = NORMAL[organ] if normal else PLANS[region_class][1:]
-    jitter = 0.07 if region_class == "normal_glands" else 0.25
-    q = spread(mask, pitch, rng, jitter, pad=60)
-    if organ in ("breast", "lung") and region_class == "normal_glands":
-        m = _smooth(*mask.shape, 240, rng) > -22
-        q = q[inside(m, q, True)]
-    step = _pitch(region_class, a)
-    got = [put_gland(cv, bank[k], x + x0, y + y0, mask, x0, y0, rng, step, overlap)
-           for (x, y), k in zip(q[rng.permutation(len(q))], rng.integers(0, len(bank),
-               len(q)))]
-    got = [g for g in got if g]
+    got, step = [], _pitch(region_class, a)
+    for outside, closer in ((0.3, 1.0), (0.5, 0.6)):
+        q = spread(mask, pitch * closer, rng, 0.07 if normal else 0.25, pad=60)
+        if normal and organ in ("breast", "lung"):
+            q = q[inside(_smooth(*mask.shape, 240, rng) > -22, q, True)]
+        which = rng.integers(0, len(bank), len(q))
+        for (x, y), k in zip(q[rng.permutation(len(q))], which):
+            g = put_gland(cv, bank[k], x + x0, y + y0, mask, x0, y0, rng, step, overlap, outside)
+            if g: got.append(g)
+        if normal or covered(cv, mask, x0, y0) > 0.3: break
     if not got: return
     cells, rim, dead = (np.concatenate(z) for z in zip(*got))
     _epithelial_cells(cv, region_class, a, cells, rim, dead, rng)
+
+def covered(cv, # Canvas
+            mask, # (rows, columns) bool, a window
+            x0, # Left of the window
+            y0 # Top of the window
+           ) -> float: # Share of the mask under glands
+    "How much of a region is epithelium"
+    busy = cv.busy[y0:y0+mask.shape[0], x0:x0+mask.shape[1]][mask]
+    return float(busy.mean()) if busy.size else 0.0
 
 # %% ../nbs/10_phantom.ipynb #3220bac0
 def _pitch(region_class, a):
@@ -1149,6 +1169,8 @@ def section(ids, # (n, n) uint8 region map
     paint_regions(cv, organ, todo, rng)
     tear = np.clip(_smooth(n * k, n * k, 12, rng), -80, 80).astype(np.int16)
     cv.tissue = soft(ids > 0, tear)
+    busy = cv.busy[k // 2::k, k // 2::k]
+    for r in regions: r["epithelium"] = float(busy[ids == r["id"]].mean())
     cv.e *= cv.tissue; cv.h *= cv.tissue
     thick(cv, rng)
     keep = [inside(cv.tissue, np.stack(c[2:4], 1)) for c in cv.cells]
@@ -1343,7 +1365,7 @@ def _truth(item, ids, regions, art, cv, out):
                     (f"{sid}.artefacts.png", art)): Image.fromarray(z).save(out / name)
     regs = [dict(id=r["id"], region_class=r["region_class"], lesion=r["lesion"],
                  attributes=r["attributes"],
-                 findings=findings_of(r["region_class"], r["attributes"]))
+                 epithelium=round(r["epithelium"], 3), findings=painted_findings(r))
                  for r in regions]
     mit = np.concatenate([np.zeros((0, 2)), *cv.mitoses]) * f
     truth = dict(slide_id=sid, source=item["source"], mpp=item["mpp"],
@@ -1429,6 +1451,8 @@ LEAD = ("Sections show {x}", "Microscopic examination shows {x}",
 CYTO = ("The tumour cells show {x}", "The neoplastic cells have {x}",
         "Cytologically there are {x}",
         "High power shows {x}")
+REST = ("Also present: {x}", "The background shows {x}", "Associated findings: {x}",
+        "In addition the sections show {x}")
 DENY = ("No {x} identified", "{X} not identified", "There is no {y}", "Negative for {y}",
         "{X} absent")
 _PLURAL = dict(mitoses="mitotic figures are", necrosis="necrosis is",
@@ -1442,23 +1466,17 @@ def microscopy(r, # Region with its findings
                rng # Generator
               ) -> tuple: # sentences; concept -> bool of what they say
     "Sentences of a report on one region"
-    f, said = r["findings"], {}
-    take = lambda cs, p: [c for c in cs if f.get(c) and rng.random() < p
-                          and not said.update({c: True})]
-    said[ARCHITECTURE[r["region_class"]]] = True
+    f, own = r["findings"], ARCHITECTURE[r["region_class"]]
+    some = lambda cs, p: [c for c in cs if f.get(c) and c != own and rng.random() < p]
+    say = lambda cs: listed(pick(WORDS[c], rng) for c in cs)
+    stroma = some(("desmoplasia", "fibrous_stroma"), 0.8)[:1]
+    cells = some(CYTOLOGY, 0.9)
+    rest = some(("lymphocytes", "necrosis", "mucin", "hemorrhage"), 0.9)
     out = [pick(LEAD, rng).format(x=pick(SHOWN[r["region_class"]], rng))]
-    stroma = take(("desmoplasia", "fibrous_stroma"), 0.8)
-    if stroma: out[0] += f" in {pick(WORDS[stroma[0]], rng)}"; said = {k: v for k,
-        v in said.items() if k not in stroma[1:]}
-    cyto = take(CYTOLOGY, 0.9)
-    if cyto: out.append(pick(CYTO, rng).format(x=listed(pick(WORDS[c], rng)
-        for c in cyto)))
-    own = ARCHITECTURE[r["region_class"]]
-    rest = [c for c in take(("lymphocytes", "necrosis", "mucin", "hemorrhage"), 0.9)
-            if c != own]
-    if rest: out.append(pick(("Also present: {x}", "The background shows {x}",
-        "Associated findings: {x}", "In addition the sections show {x}"), rng).format(
-        x=listed(pick(WORDS[c], rng) for c in rest)))
+    if stroma: out[0] += f" in {say(stroma)}"
+    if cells: out.append(pick(CYTO, rng).format(x=say(cells)))
+    if rest: out.append(pick(REST, rng).format(x=say(rest)))
+    said = dict.fromkeys([own, *stroma, *cells, *rest], True)
     return [s + "." for s in out], said
 
 def denials(regs, # Regions of which the report speaks
@@ -1479,9 +1497,9 @@ def plan_report(item, # As `paint_slide`
                ) -> dict: # findings, regions, sentences
     "What the report will say of this slide, fixed with its truth"
     rng = seeded(item["seed"], "report", item["slide_id"])
-    about = [r for r in regs if r["lesion"]] or [r for r in regs
-        if r["region_class"] == "normal_glands"]
-    about = about or regs[:1]
+    about = ([r for r in regs if r["lesion"]]
+             or [r for r in regs if r["region_class"] == "normal_glands"] or regs[:1])
+    about = [r for r in about if r["findings"].get(ARCHITECTURE[r["region_class"]])] or about[:1]
     sents, said = [], {}
     for r in about:
         s, f = microscopy(r, rng)
