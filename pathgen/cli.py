@@ -26,7 +26,8 @@ def find_root(
     here = Path(start).resolve()
     for d in [here, *here.parents]:
         if any(d.glob("nbs/[0-9]*.ipynb")): return d
-    raise PathgenError(f"no folder nbs/ with notebooks in {here} or above it: run pathgen inside the project")
+    raise PathgenError(f"no folder nbs/ with notebooks in {here} or above it: "
+                       "run pathgen inside the project")
 
 # %% ../nbs/90_cli.ipynb #700e4ecb
 SHARED = {"clip_init": "40_train_clip"}
@@ -50,7 +51,8 @@ def parameters(
     src = "".join(next(tagged, {"source":""})["source"])
     lines = [l.encode() for l in src.splitlines()]
     says = lambda n: lines[n.end_lineno-1][n.end_col_offset:].decode().strip(" #")
-    return {n.targets[0].id:(ast.literal_eval(n.value), says(n)) for n in ast.parse(src).body if isinstance(n, ast.Assign)}
+    set_to = [n for n in ast.parse(src).body if isinstance(n, ast.Assign)]
+    return {n.targets[0].id:(ast.literal_eval(n.value), says(n)) for n in set_to}
 
 # %% ../nbs/90_cli.ipynb #6d822844
 def notebook(
@@ -75,10 +77,11 @@ def fits(
     default, # The notebook's own value
 )->bool:
     "Whether `value` is of the kind of `default`."
-    if default is None: return value is None or isinstance(value, (str,int,float)) and not isinstance(value, bool)
-    if isinstance(value, bool) or isinstance(default, bool): return isinstance(value, bool) and isinstance(default, bool)
+    either = [isinstance(value, bool), isinstance(default, bool)]
+    if default is None: return value is None or isinstance(value, (str,int,float)) and not either[0]
+    if any(either): return all(either)
     if isinstance(default, (list,tuple)):
-        return isinstance(value, list) and (not default or all(fits(v, default[0]) for v in value))
+        return isinstance(value, list) and all(fits(v, d) for v in value for d in default[:1])
     return isinstance(value, (int,float) if isinstance(default, float) else type(default))
 
 def kind(
@@ -86,12 +89,16 @@ def kind(
 )->str:
     "What a parameter takes, in words."
     if default is None: return "a text, a number or null"
-    if isinstance(default, (list,tuple)): return f"a list, each item {kind(default[0])}" if default else "a list"
-    return {bool:"true or false", int:"a whole number", float:"a number", str:"a text", dict:"a mapping"}[type(default)]
+    if isinstance(default, (list,tuple)):
+        return f"a list, each item {kind(default[0])}" if default else "a list"
+    return {bool:"true or false", int:"a whole number", float:"a number", str:"a text",
+            dict:"a mapping"}[type(default)]
 
 # %% ../nbs/90_cli.ipynb #39177bb7
-BASE = {"data": ("../data", "root of everything produced, relative to nbs/"), "seed": (0, "seed of the run"),
-        "device": ("auto", "auto, cpu, cuda, cuda:1 or mps"), "workers": (2, "processes that share the slides"),
+BASE = {"data": ("../data", "root of everything produced, relative to nbs/"),
+        "seed": (0, "seed of the run"),
+        "device": ("auto", "auto, cpu, cuda, cuda:1 or mps"),
+        "workers": (2, "processes that share the slides"),
         "max_failed": (.1, "share of the items of a stage that may fail"),
         "engine": ("local", "local or ray")}
 
@@ -104,7 +111,8 @@ def check_value(
     from pathgen.core import PathgenError
     default, says = declared
     if fits(value, default): return
-    hint = "; YAML reads 1e-4 as text, write 0.0001" if isinstance(value, str) and re.fullmatch(r"[\d.]+e[+-]?\d+", value) else ""
+    power = isinstance(value, str) and re.fullmatch(r"[\d.]+e[+-]?\d+", value)
+    hint = "; YAML reads 1e-4 as text, write 0.0001" if power else ""
     raise PathgenError(f"{where} is {value!r}, but takes {kind(default)}{hint} ({says})")
 
 def check_base(
@@ -113,7 +121,8 @@ def check_base(
 ):
     "Refuse unknown keys and wrong kinds in the section `base`."
     for k,v in base.items():
-        if k not in BASE: raise _unknown(f"{file}: base.{k} is not a parameter", k, BASE, "base takes")
+        if k not in BASE:
+            raise _unknown(f"{file}: base.{k} is not a parameter", k, BASE, "base takes")
         check_value(f"{file}: base.{k}", v, BASE[k])
 
 # %% ../nbs/90_cli.ipynb #bc9424e5
@@ -126,20 +135,22 @@ def check_params(
     "The values for the notebook of `stage`, after a check of names and kinds."
     from pathgen.core import PathgenError
     declared, base, own = parameters(nb), params.get("base", {}), params.get(stage)
+    takes = [k for k in declared if k not in BASE]
     check_base(base, file)
-    if own is None: raise PathgenError(f"{file} has no section {stage}: add one with {', '.join(_own(declared))}")
+    if own is None:
+        raise PathgenError(f"{file} has no section {stage}: add one with {', '.join(takes)}")
     for k,v in own.items():
-        if k not in _own(declared):
-            raise _unknown(f"{file}: {stage}.{k} is not a parameter of nbs/{nb.name}", k, _own(declared), f"{stage} takes")
+        if k not in takes:
+            what = f"{file}: {stage}.{k} is not a parameter of nbs/{nb.name}"
+            raise _unknown(what, k, takes, f"{stage} takes")
         check_value(f"{file}: {stage}.{k}", v, declared[k])
     given = {**{k:v for k,v in base.items() if k in declared}, **own}
     for k,(default,says) in declared.items():
         if k in given: continue
         place = "base" if k in BASE else stage
-        raise PathgenError(f"{file}: {place}.{k} is missing: {kind(default)} ({says}; the notebook has {default!r})")
+        raise PathgenError(f"{file}: {place}.{k} is missing: {kind(default)} ({says}; "
+                           f"the notebook has {default!r})")
     return {k:given[k] for k in declared}
-
-def _own(declared): return [k for k in declared if k not in BASE] # Parameters that belong to the stage's section
 
 # %% ../nbs/90_cli.ipynb #3639d8c6
 @contextlib.contextmanager
@@ -171,7 +182,8 @@ def tidy(
     from nbdev.clean import clean_nb
     for c in nb.cells:
         if "injected-parameters" in c.metadata.get("tags", []): c.id = "params"
-        if c.cell_type=="code": c.outputs = [o for o in c.outputs if o.get("name")!="stderr"]
+        if c.cell_type!="code": continue
+        c.outputs = [o for o in c.outputs if o.get("name")!="stderr"]
     clean_nb(nb, allowed_cell_metadata_keys=["tags"])
 
 # %% ../nbs/90_cli.ipynb #787927a5
@@ -182,7 +194,8 @@ def why(
     "Say in one line why a stage failed."
     import builtins
     if not hasattr(e, "ename"):
-        return f"the kernel died, often for want of memory: lower base.workers or the batch ({' '.join(str(e).split())}); see {kept}"
+        return ("the kernel died, often for want of memory: lower base.workers or the batch "
+                f"({' '.join(str(e).split())}); see {kept}")
     text = " ".join(str(e.evalue).split())
     if hasattr(builtins, e.ename): text = f"{e.ename}: {text}"
     return f"{text} (traceback in {kept})"
@@ -201,9 +214,10 @@ def execute(
     with tempfile.TemporaryDirectory() as d, kernel_progress():
         raw = Path(d)/"raw.ipynb"
         try:
-            papermill.execute_notebook(nb, raw, params, cwd=nb.parent, kernel_name="python3", language="python",
-                                       progress_bar=False, stderr_file=sys.stderr, start_timeout=180,
-                                       extra_arguments=["--log-level=50"])
+            papermill.execute_notebook(
+                nb, raw, params, cwd=nb.parent, kernel_name="python3", language="python",
+                progress_bar=False, stderr_file=sys.stderr, start_timeout=180,
+                extra_arguments=["--log-level=50"])
         except (papermill.PapermillExecutionError, DeadKernelError) as e:
             write_text(raw.read_text(encoding="utf-8"), failed)
             raise PathgenError(why(e, os.path.relpath(failed))) from e
@@ -219,15 +233,17 @@ def data_dir(
     root, # Root of the project
 )->Path:
     "The folder of everything produced: `base.data`, which counts from `nbs/`."
-    return Path(os.path.normpath(Path(root)/"nbs"/params.get("base", {}).get("data", BASE["data"][0])))
+    data = params.get("base", {}).get("data", BASE["data"][0])
+    return Path(os.path.normpath(Path(root)/"nbs"/data))
 
 def kernel_env(
     root, # Root of the project
 ):
-    "Let kernels started from here import this project's package, and spare the terminal a warning about widgets."
+    "Kernels import this project's package, and spare the terminal a warning about widgets."
     add = lambda name, sep, *vs: os.environ.update({name:sep.join(v for v in vs if v)})
     add("PYTHONPATH", os.pathsep, str(root), os.environ.get("PYTHONPATH"))
-    add("PYTHONWARNINGS", ",", os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found")
+    quiet = "ignore:IProgress not found"
+    add("PYTHONWARNINGS", ",", os.environ.get("PYTHONWARNINGS"), quiet)
 
 def run_stage(
     stage:str, # Name of the stage
@@ -243,7 +259,8 @@ def run_stage(
     return execute(nb, values, data_dir(params, root)/"runs"/name)
 
 # %% ../nbs/90_cli.ipynb #613d0ea7
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  rich_markup_mode=None,
                   help="Whole-slide images and pathology reports in, image-text pairs out.")
 
 def command(f):
@@ -253,16 +270,19 @@ def command(f):
     @functools.wraps(f)
     def call(*args, **kw):
         try: return f(*args, **kw)
-        except KeyboardInterrupt: _end("stopped: what is finished stays, the same command goes on from there", 130)
+        except KeyboardInterrupt:
+            _end("stopped: what is finished stays, the same command goes on from there", 130)
         except Exception as e:
             from pathgen.core import PathgenError
             if not isinstance(e, PathgenError): raise
             _end(f"pathgen {f.__name__}: {e}", 1)
-    for n,p in sig.parameters.items():
+    def told(p):
         make = typer.Argument if p.default in (p.empty, None) else typer.Option
-        call.__annotations__[n] = Annotated[p.annotation, make(help=says[n])]
+        return p.replace(annotation=Annotated[p.annotation, make(help=says[p.name])])
+    ps = [told(p) for p in sig.parameters.values()]
+    call.__signature__ = sig.replace(parameters=ps)
+    call.__annotations__ = {p.name:p.annotation for p in ps}
     del call.__wrapped__
-    call.__signature__ = sig.replace(parameters=[p.replace(annotation=call.__annotations__[n]) for n,p in sig.parameters.items()])
     app.command()(call)
     return f
 
@@ -293,9 +313,11 @@ def profiles(
     root, # Root of the project
 )->dict: # Name to the text of the params file
     "The params files there are: `default`, as git has it, and those in `profiles/`."
-    got = subprocess.run(["git", "show", "HEAD:./params.yaml"], cwd=root, capture_output=True, text=True)
+    ask = ["git", "show", "HEAD:./params.yaml"]
+    got = subprocess.run(ask, cwd=root, capture_output=True, text=True)
     default = {"default":got.stdout} if got.returncode==0 else {}
-    return default | {p.stem:p.read_text(encoding="utf-8") for p in sorted(Path(root).glob("profiles/*.yaml"))}
+    files = sorted(Path(root).glob("profiles/*.yaml"))
+    return default | {p.stem:p.read_text(encoding="utf-8") for p in files}
 
 @command
 def profile(
@@ -308,42 +330,47 @@ def profile(
     known, file = profiles(root), root/"params.yaml"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     now = next((n for n,t in known.items() if t==text), None)
-    if name is None: return typer.echo("\n".join(f"{n}{' (in place)' if n==now else ''}" for n in known))
-    if name not in known: raise _unknown(f"{name} is not a profile", name, known, "the profiles are")
+    if name is None:
+        return [typer.echo(f"{n} (in place)" if n==now else n) for n in known]
+    if name not in known:
+        raise _unknown(f"{name} is not a profile", name, known, "the profiles are")
     if text and now is None and not force:
-        raise PathgenError("params.yaml has edits that are in no profile and not in git: commit them, or copy "
-                           "the file to profiles/NAME.yaml, or add --force to lose them")
+        raise PathgenError("params.yaml has edits that are in no profile and not in git: commit "
+            "them, or copy the file to profiles/NAME.yaml, or add --force to lose them")
     write_text(known[name], file)
-    typer.echo(f"params.yaml is now the profile {name}" + (" (it was already)" if now==name else f" (it was {now or 'edited'})"))
+    was = "already" if now==name else now or "edited"
+    typer.echo(f"params.yaml is now the profile {name} (it was {was})")
 
 # %% ../nbs/90_cli.ipynb #ea3c421f
 def check_python(root):
     "Python's version and the notebook kernel."
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     v = sys.version.split()[0]
-    yield ("ok", f"Python {v}") if sys.version_info>=(3,11) else ("fail", f"Python {v}: pathgen needs 3.11 or newer")
+    if sys.version_info>=(3,11): yield "ok", f"Python {v}"
+    else: yield "fail", f"Python {v}: pathgen needs 3.11 or newer"
     try: argv = KernelSpecManager().get_kernel_spec("python3").argv
-    except NoSuchKernel: return (yield "fail", "no Jupyter kernel python3: install ipykernel into this environment")
+    except NoSuchKernel: return (yield "fail", "no Jupyter kernel python3: run `make env`")
     own = argv[0] in ("python", "python3") or Path(argv[0])==Path(sys.executable)
-    yield ("ok", "kernel python3 is this Python") if own else ("warn", f"kernel python3 is {argv[0]}, not {sys.executable}: "
-           "run `python -m ipykernel install --sys-prefix`")
+    if own: yield "ok", "kernel python3 is this Python"
+    else: yield "warn", (f"kernel python3 is {argv[0]}, not {sys.executable}: "
+                         "run `python -m ipykernel install --sys-prefix`")
 
 def check_packages(root):
     "Installed versions against `requirements.txt`."
     from importlib.metadata import version, PackageNotFoundError
     from packaging.requirements import Requirement
     lock = Path(root)/"requirements.txt"
-    if not lock.exists(): return (yield "warn", "requirements.txt is missing: versions cannot be compared")
-    lines = [l.rstrip(" \\") for l in lock.read_text().splitlines() if re.match(r"[A-Za-z0-9]", l)]
+    if not lock.exists(): return (yield "warn", "requirements.txt is missing: no versions to compare")
+    lines = re.findall(r"^[A-Za-z0-9][^\\\n]*", lock.read_text(), re.M)
     wanted = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate()]
     def have(r):
         try: return version(r.name)
         except PackageNotFoundError: return None
-    bad = [f"{r.name} {have(r) or 'missing'} (wanted {str(r.specifier)[2:]})" for r in wanted
-           if have(r) is None or not r.specifier.contains(have(r), prereleases=True)]
+    fine = lambda r: have(r) and r.specifier.contains(have(r), prereleases=True)
+    bad = [f"{r.name} {have(r) or 'missing'} (not {str(r.specifier)[2:]})" for r in wanted if not fine(r)]
     more = f" and {len(bad)-5} more" if len(bad)>5 else ""
-    yield ("warn", f"packages differ from requirements.txt: {', '.join(bad[:5])}{more}: run `make env`") if bad else \
-          ("ok", f"{len(wanted)} packages as in requirements.txt")
+    if bad: yield "warn", f"not as in requirements.txt: {', '.join(bad[:5])}{more}: run `make env`"
+    else: yield "ok", f"{len(wanted)} packages as in requirements.txt"
 
 # %% ../nbs/90_cli.ipynb #718295f2
 def check_machine(root):
@@ -355,13 +382,14 @@ def check_machine(root):
     except PathgenError as e: yield "fail", str(e)
     else:
         import torch
-        gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
-        yield "ok", f"computing on {gpu}" if gpu else f"computing on {device}, {os.cpu_count()} cores (no GPU needed by the default run)"
+        if device.startswith("cuda"): yield "ok", f"computing on {torch.cuda.get_device_name()}"
+        else: yield "ok", f"computing on {device}, {os.cpu_count()} cores (the default run needs no GPU)"
     data = data_dir({"base":base}, root)
     there = next(d for d in [data, *data.parents] if d.exists())
     free = shutil.disk_usage(there).free/1e9
     state = "fail" if free<1 else "warn" if free<10 else "ok"
-    yield state, f"{free:.0f} GB free for {data}" + ("" if state=="ok" else ": make room, or move base.data")
+    mend = "" if state=="ok" else ": make room, or move base.data"
+    yield state, f"{free:.0f} GB free for {data}{mend}"
     import openslide
     yield "ok", f"OpenSlide {openslide.__library_version__}"
 
@@ -371,36 +399,38 @@ def input_paths(
     params:dict, # All sections of a params file
 )->list: # (section.key, path)
     "The paths in a params file that the user provides, those below `base.data` left out."
-    data, found = data_dir(params, root), []
-    looks = lambda v: isinstance(v, str) and (v.startswith((".", "/", "~")) or re.search(r"\.(csv|tsv|json|txt|parquet|yaml)$", v))
-    for s,section in params.items():
-        for k,v in section.items() if s!="base" else []:
-            path = looks(v) and Path(os.path.normpath(Path(root)/"nbs"/Path(v).expanduser()))
-            if path and not path.is_relative_to(data): found.append((f"{s}.{k}", path))
-    return found
+    data, ends = data_dir(params, root), (".csv", ".tsv", ".json", ".txt", ".parquet", ".yaml")
+    looks = lambda v: isinstance(v, str) and (v.startswith((".", "/", "~")) or v.endswith(ends))
+    full = lambda v: Path(os.path.normpath(Path(root)/"nbs"/Path(v).expanduser()))
+    named = [(f"{s}.{k}", full(v)) for s,section in params.items() if s!="base"
+             for k,v in section.items() if looks(v)]
+    return [(where,path) for where,path in named if not path.is_relative_to(data)]
 
 def check_inputs(root):
     "Parameters, the files they name, and endpoints."
     from pathgen.core import read_params, PathgenError
-    params, found = read_params(Path(root)/"params.yaml"), stages(root)
-    bad = 0
+    params, bad = read_params(Path(root)/"params.yaml"), 0
     for s in [s for s in params if s!="base"]:
         try: check_params(s, params, notebook(s, root))
         except PathgenError as e: bad += 1; yield "fail", str(e)
     if not bad: yield "ok", f"params.yaml fits the notebooks ({len(params)-1} sections)"
-    for s in [s for s in found if s not in params]: yield "warn", f"params.yaml has no section {s}: `pathgen run {s}` would refuse"
+    for s in [s for s in stages(root) if s not in params]:
+        yield "warn", f"params.yaml has no section {s}: `pathgen run {s}` would refuse"
     for where,path in input_paths(root, params):
-        ok = os.access(path, os.R_OK)
-        yield ("ok", f"{where}: {path} is readable") if ok else ("fail", f"{where}: {path} cannot be read: correct it in params.yaml")
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        if os.access(path, os.R_OK): yield "ok", f"{where}: {name} is readable"
+        else: yield "fail", f"{where}: {name} cannot be read: correct it in params.yaml"
     asked = sorted({p for s in params.values() if (p := s.get("provider")) and p!="builtin"})
-    yield "ok", f"providers other than builtin: {', '.join(asked)}" if asked else "no endpoint is configured, none is needed: every role is builtin"
+    if asked: yield "ok", f"providers other than builtin: {', '.join(asked)}"
+    else: yield "ok", "no endpoint is configured and none is needed: every role is builtin"
 
 def check_tools(root):
     "git and DVC."
-    ask = lambda *cmd: subprocess.run(cmd, cwd=root, capture_output=True, text=True).returncode==0
-    yield ("ok", "in a git repository") if ask("git", "rev-parse") else ("warn", "not in a git repository: `pathgen profile default` and DVC want one")
-    yield ("ok", "DVC is set up") if ask(sys.executable, "-m", "dvc", "root") else \
-          ("warn", "DVC is not set up here: run `dvc init` (or stages one by one with `pathgen run`)")
+    ask = lambda *cmd: subprocess.run(cmd, cwd=root, capture_output=True).returncode==0
+    if ask("git", "rev-parse"): yield "ok", "in a git repository"
+    else: yield "warn", "not in a git repository: DVC and `pathgen profile default` want one"
+    if ask(sys.executable, "-m", "dvc", "root"): yield "ok", "DVC is set up"
+    else: yield "warn", "DVC is not set up here: run `dvc init`, or single stages by `pathgen run`"
 
 # %% ../nbs/90_cli.ipynb #da87ff20
 CHECKS = [check_python, check_packages, check_machine, check_inputs, check_tools]
@@ -450,14 +480,15 @@ def slide_axes(
     "Draw a slide with its grid and its selected patches."
     import h5py
     from pathgen.wsi import open_slide
-    with open_slide(row.path, mpp=row.mpp) as s: ax.imshow(s.thumbnail(downsample))
+    with open_slide(row.path) as s: ax.imshow(s.thumbnail(downsample))
     box = lambda x,y,px,**kw: ax.add_patch(_square(x/downsample, y/downsample, px/downsample, **kw))
     tiles = data/"tiles"/f"{row.slide_id}.h5"
     if tiles.exists():
         with h5py.File(tiles) as f: coords, px = f["coords"][:], _patch_px(f["coords"])
         for x,y in coords: box(x, y, px, ec="#555555", lw=.3)
     for p in maybe(data/"patches.parquet", slide_id=row.slide_id).itertuples():
-        box(p.x, p.y, p.px, ec=COLOURS[origin(p.origins)], lw=1.2 if p.kept else .5, ls="-" if p.kept else ":")
+        line = dict(lw=2.2, ls="-") if p.kept else dict(lw=.6, ls=":")
+        box(p.x, p.y, p.px, ec=COLOURS[origin(p.origins)], **line)
     ax.axis("off")
 
 def _square(x, y, px, **kw):
@@ -485,7 +516,8 @@ def draw_slide(
     slide_axes(axs[0], row, data, down)
     axs[0].set_title(f"{row.slide_id} ({row.source})", fontsize=10)
     keys = [Line2D([], [], color=c, label=o) for o,c in COLOURS.items()]
-    axs[0].legend(handles=keys, fontsize=8, loc="lower left", title="chosen by", title_fontsize=8)
+    small = dict(fontsize=8, title_fontsize=8, loc="lower left")
+    axs[0].legend(handles=keys, title="chosen by (dotted: left out as similar)", **small)
     if truth.exists(): truth_axes(axs[1], truth)
     return fig
 
@@ -501,11 +533,12 @@ def truth_axes(
     from pathgen.core import read_json
     mask = np.asarray(Image.open(truth))
     regions = {r["id"]:r["region_class"] for r in read_json(truth.with_suffix(".json"))["regions"]}
-    classes = sorted(set(regions.values()))
+    colours = {c:colormaps["tab20"](i%20)[:3] for i,c in enumerate(sorted(set(regions.values())))}
     table = np.full((256,3), 255, np.uint8)
-    for i,c in regions.items(): table[i] = np.array(colormaps["tab20"](classes.index(c)%20)[:3])*255
+    for i,c in regions.items(): table[i] = np.array(colours[c])*255
     ax.imshow(table[mask])
-    ax.legend(handles=[Patch(color=colormaps["tab20"](i%20), label=c) for i,c in enumerate(classes)], fontsize=7, loc="lower left")
+    keys = [Patch(color=v, label=c) for c,v in colours.items()]
+    ax.legend(handles=keys, fontsize=7, loc="lower left")
     ax.set_title("Truth (painted regions)", fontsize=10)
     ax.axis("off")
 
@@ -517,11 +550,13 @@ def patch_text(
     data:Path, # Root of everything produced
 )->str:
     "What is known about a patch, in lines."
-    where = f"at ({row.x}, {row.y}), {row.px} px" + (f", {row.mpp:.3g} µm/px" if row.mpp==row.mpp and row.mpp else "")
-    lines = [f"{row.patch_id}: {where}", f"Chosen by {origin(row.origins)}" + (f": {row.prompt}" if row.prompt else "")]
+    mpp = f", {row.mpp:.3g} µm/px" if row.mpp==row.mpp and row.mpp else ""
+    lines = [f"{row.patch_id}: at ({row.x}, {row.y}), {row.px} px{mpp}"]
+    lines.append(f"Chosen by {origin(row.origins)}" + (f": {row.prompt}" if row.prompt else ""))
     if not row.kept: lines.append(f"Left out: like {row.similar_to} (cosine {row.similarity:.2f})")
     for table,step in STEPS.items():
-        for t in maybe(data/"text"/f"{table}.parquet", patch_id=row.patch_id).text: lines.append(f"{step}: {t}")
+        said = maybe(data/"text"/f"{table}.parquet", patch_id=row.patch_id).text
+        lines += [f"{step}: {t}" for t in said]
     return "\n".join(lines)
 
 def draw_patch(
@@ -556,10 +591,15 @@ def show(
     slides = read_table(data/"slides.parquet")
     patches = maybe(data/"patches.parquet", patch_id=name)
     if name in set(slides.slide_id):
-        row = slides[slides.slide_id==name].iloc[0]
+        row = slides[slides.slide_id==name].iloc[0].copy()
+        row["path"] = os.path.normpath(root/"nbs"/row.path)
         fig, text = draw_slide(row, data), slide_text(row, data)
-    elif len(patches): fig, text = draw_patch(patches.iloc[0], data), patch_text(patches.iloc[0], data)
-    else: raise _unknown(f"{name} is neither a slide nor a patch of {data}", name, slides.slide_id, "the slides are")
+    elif len(patches):
+        row = patches.iloc[0]
+        fig, text = draw_patch(row, data), patch_text(row, data)
+    else:
+        what = f"{name} is neither a slide nor a patch of {os.path.relpath(data)}"
+        raise _unknown(what, name, slides.slide_id, "the slides are")
     out = Path(out or data/"show"/f"{name}.png")
     with atomic(out) as tmp: fig.savefig(tmp, dpi=100)
     typer.echo(f"{text}\n{os.path.relpath(out)}")
@@ -570,10 +610,12 @@ def slide_text(
 )->str:
     "What is known about a slide, in lines."
     if row.status!="ok": return f"{row.slide_id}: {row.error}"
-    mpp = f"{row.mpp:.3g} µm/px ({row.mpp_from})" if row.mpp==row.mpp and row.mpp else "µm/px unknown"
+    known = row.mpp==row.mpp and row.mpp
+    mpp = f"{row.mpp:.3g} µm/px ({row.mpp_from})" if known else "µm/px unknown"
     chosen = maybe(data/"patches.parquet", slide_id=row.slide_id)
     parts = maybe(data/"reports.parquet", report_id=row.report_id)
-    lines = [f"{row.slide_id}: {row.source}, patient {row.patient_id}, {row.width} x {row.height} px, {mpp}"]
+    lines = [f"{row.slide_id}: {row.source}, patient {row.patient_id}, "
+             f"{row.width} x {row.height} px, {mpp}"]
     if len(chosen): lines.append(f"{len(chosen)} patches selected, {int(chosen.kept.sum())} kept")
     return "\n".join(lines + [f"Report: {t}" for t in parts.text])
 
