@@ -8,7 +8,8 @@ Docs: https://pathgen.github.io/pathgen/morphometry.html.md"""
 __all__ = ['WORK_MPP', 'REFERENCE', 'PHRASES', 'PLAIN', 'PERTINENT', 'FRAMES', 'to_working', 'Stains', 'optical_density',
            'estimate_stains', 'separate', 'segment_nuclei', 'shapes', 'outline', 'layers', 'ground', 'nuclear', 'kinds',
            'points', 'holes', 'places', 'measure', 'read_patch', 'slide_stains', 'load_rules', 'chances', 'decide',
-           'observe', 'fit_rules', 'phrase', 'bare', 'pertinent', 'measured_by', 'join', 'group', 'describe_findings']
+           'observe', 'reasons', 'fit_rules', 'phrase', 'bare', 'pertinent', 'measured_by', 'join', 'group',
+           'describe_findings', 'show_reading']
 
 # %% ../nbs/06_morphometry.ipynb #34a63126
 from dataclasses import dataclass
@@ -176,12 +177,12 @@ def layers(
     r, g, b = (_smooth(c, 1) for c in od)
     dark, nuclei = r+g+b, lab > 0
     dens = _around(nuclei, 20)
-    white = dark < .3
+    white = dark < .18
     green, fine = _smooth(od[1], 1.5), _smooth(h, 1)
     energy, along, across = _directions(green)
     rest, thin = ~nuclei & ~white, ~white & ~_opened(~white, 13) & ~nuclei
     return dict(thin=thin, h=h, e=e, r=r, g=g, b=b, dark=dark, lab=lab, nuclei=nuclei, dens=dens, white=white, rest=rest,
-        pale=(dark > .25) & (dark < .9) & ~nuclei & (dens < .15), blood=(g > .7) & (r < .35*g) & (b > .62*g),
+        pale=(dark > .18) & (dark < .9) & ~nuclei & (dens < .15), blood=~nuclei & (r < .5*g) & (g > np.maximum(.6, _around(g, 20)+.15)),
         stroma=rest & (dens < .2), fine=fine, energy=energy, along=along, across=across, t=shapes(lab, h),
         coherence=np.hypot(along, across)/(energy+1e-6), grain=np.abs(od[1]-green), coarse=np.abs(green-_smooth(od[1], 5)))
 
@@ -400,6 +401,21 @@ def observe(
     "The findings that the measures show."
     return decide(chances(measures, rules), rules)
 
+# %% ../nbs/06_morphometry.ipynb #d6f56e10
+def reasons(
+    measures:dict, # From `measure`
+    concept:str, # A finding of the table
+    rules:dict=None, # From `load_rules`
+    n:int=6, # Measures listed
+): # DataFrame: index measure; columns value, usual (in the phantom), pull (positive: speaks for the finding)
+    "The measures that decide about a finding on a patch."
+    import pandas as pd
+    w = (rules or load_rules())[concept]["weights"]
+    z = {k:(_level(k, measures[k])-c)/s for k,(c,s,_) in w.items()}
+    back = lambda k,v: np.expm1(v) if _level(k, 1.) != 1. else v
+    df = pd.DataFrame({k:dict(value=measures[k], usual=back(k, w[k][0]), pull=w[k][2]*np.clip(z[k], -3, 3)) for k in w}).T
+    return df.loc[df.pull.abs().sort_values(ascending=False).index[:n]] if len(df) else df
+
 # %% ../nbs/06_morphometry.ipynb #cbc29932
 def _limits(p, y, precision, miss): # The two thresholds from held-out chances
     grid = np.r_[np.linspace(.02, .96, 95), .97, .98, .99]
@@ -412,8 +428,9 @@ def fit_rules(
     truths:list, # concept to bool, a dict a patch; a concept that is left out is not used there
     groups, # Patient of each patch; cross-validation keeps patients whole
     penalty:float=.1, # C of the regression: the lower, the fewer weights
-    precision:float=.92, # Of what is called present
+    precision:float=.88, # Of what is called present
     miss:float=.03, # Share of true findings among what is called absent
+    least:int=8, # Patches with and without a finding, below which it gets no rule
 )->dict: # As `load_rules`
     "Learn the table of weights."
     x = table.apply(lambda c: _level(c.name, c.to_numpy(float)))
@@ -423,7 +440,7 @@ def fit_rules(
     for k in sorted({k for t in truths for k in t}):
         use = np.array([k in t for t in truths])
         y = np.array([t.get(k, False) for t in truths])[use]
-        if min(y.sum(), (~y).sum()) < 20: continue
+        if min(y.sum(), (~y).sum()) < least: continue
         held, model = _held_out(z[use], y, groups[use], penalty)
         present, absent = _limits(held, y, precision, miss)
         w = {n:[round(float(v),5) for v in (c[n],s[n],b)] for n,b in zip(x.columns, model.coef_[0]) if abs(b) > 1e-4}
@@ -537,3 +554,28 @@ def describe_findings(
     out += [pick[k].format(x=join(seen[k])) for k in ("stroma","cells","nuclei") if seen[k]]
     if absent: out.append(pick["absent"].format(x=join(absent)))
     return " ".join(out + [pick[k].format(x=join(seen[k])) for k in ("benign","malignancy") if seen[k]])
+
+# %% ../nbs/06_morphometry.ipynb #6b3373fc
+def show_reading(
+    rgb:np.ndarray, # uint8 (h, w, 3)
+    mpp:float, # Its µm/px
+    stains:Stains=None, # Of the slide
+):
+    "A patch, its dyes, its nuclei, and the chances of the findings."
+    import matplotlib.pyplot as plt
+    w = to_working(rgb, mpp)
+    s = stains or estimate_stains([w])
+    L, rules, p = layers(w, s), load_rules(), chances(measure(w, WORK_MPP, s))
+    fig, axs = plt.subplots(1, 5, figsize=(12.5, 3.1), width_ratios=(1,1,1,1,1.1))
+    for ax,im,t in zip(axs, (w,L["h"],L["e"],outline(w,L["lab"])), ("patch","haematoxylin","eosin","nuclei")):
+        ax.imshow(im, cmap="Greys", vmin=0, vmax=1.2)
+        ax.set_title(t, fontsize=9)
+        ax.axis("off")
+    k = sorted(p, key=p.get)
+    axs[4].barh(k, [p[c] for c in k], color=["#4477aa" if p[c] >= rules[c]["present"] else "#d5dbe5" for c in k])
+    axs[4].plot([min(rules[c]["present"],1) for c in k], k, "k|", ms=4)
+    axs[4].set(xlim=(0,1.02), yticks=range(len(k)))
+    axs[4].tick_params(labelsize=6)
+    axs[4].set_title("chance of each finding", fontsize=9)
+    fig.tight_layout()
+    return fig
