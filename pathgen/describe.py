@@ -106,7 +106,7 @@ def sample_slide(
 def calibrate(
     root, # Folder of a phantom: slides, truth
     out, # Where the samples go, a table a slide
-    per_slide:int=60, # Patches of a slide
+    per_slide:int=36, # Patches of a slide
     workers:int=2, # Processes
     **options, # Of `fit_rules`
 )->dict: # The table
@@ -153,7 +153,7 @@ def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing):
     write_table(df, text/"descriptions.parquet")
     patches = pd.concat([i["rows"] for i in items])
     table = grade(df, patches, data)
-    n = dict(n=len(df), undescribed=len(patches)-len(df), claims_per_text=np.mean([len(claims(t)) for t in df.text]))
+    n = dict(n=len(df), undescribed=len(patches)-len(df), claims_per_text=np.mean([len(claims(t)) for t in df.text]) if len(df) else 0)
     write_metrics("describe", flat_metrics(table) | n, data)
     return df, patches, table
 
