@@ -4,7 +4,8 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from pathgen.clip import build_clip, save_clip
 from pathgen.core import PathgenError, read_json, read_table, write_table
-from pathgen.select import (COLUMNS, chance, choose, cluster, draw, drop_probability, inside, retrieve, run_select, shown, slide_items, thin, zscore)
+from pathgen.select import (COLUMNS, chance, choose, cluster, corners, draw, drop_probability,
+    in_context, inside, retrieve, run_select, shown, slide_items, thin, zscore)
 from pathgen.wsi import read_bag, write_bag
 from test_embed import paint_slide
 
@@ -17,7 +18,7 @@ def blobs(n, dim=64, kinds=8, noise=.1, seed=0):
     r = np.random.default_rng(seed)
     towards, kind = unit(r.normal(size=(kinds,dim))), r.integers(0, kinds, n)
     f = unit(towards[kind] + noise*r.normal(size=(n,dim)))
-    return [f"S_{i}_0" for i in range(n)], f, kind, towards
+    return [f"S_{i%141*672}_{i//141*672}" for i in range(n)], f, kind, towards
 
 def prompts(towards, report=(0,), attribute=(1,2)):
     return {o:([f"{o} {i}" for i in ks], towards[list(ks)]) for o,ks in (("report",report),("attribute",attribute))}
@@ -130,6 +131,23 @@ def test_who_is_similar_to_whom():
     real = [f[at[a]]@f[at[b]] for a,b in zip(gone.patch_id, gone.similar_to)]
     assert np.abs(real-gone.similarity).max() < 1e-4
 
+def test_context_is_the_mean_of_the_patches_that_touch():
+    z = np.arange(9.)[:,None]
+    coords = np.stack(np.meshgrid(range(3), range(3)), -1).reshape(-1,2)*100
+    got = in_context(z, coords, 100, 1.)[:,0]
+    assert got[4] == 4 and got[0] == np.mean([1,3,4]) and got[1] == np.mean([0,2,3,4,5])
+    assert (in_context(z, coords, 100, 0.) == z).all() and (in_context(z, coords, 50, .7) == z).all()
+
+def test_context_finds_the_lesion_in_noise():
+    ids,_,_,towards = blobs(900, kinds=2)
+    lesion = (corners(ids) < 672*10).all(1)
+    noise = np.random.default_rng(0).normal(size=(900,64))
+    f = unit(np.where(lesion[:,None], towards[0], towards[1]) + noise)
+    def share(c):
+        df = choose(ids, f, prompts(towards, attribute=()), TOP, context=c)
+        return lesion[df.row[df.origins.str.contains("report")]].mean()
+    assert share(.5) > share(0.)
+
 # -- odd slides
 
 @pytest.mark.parametrize("n", (0,1,2,3,40))
@@ -155,7 +173,7 @@ def test_constant_features():
 def test_duplicates_leave_one_each():
     ids,f,_,towards = blobs(20, noise=1)
     f = np.tile(f, (10,1))
-    ids = [f"S_{i}_0" for i in range(200)]
+    ids = [f"S_{i*672}_0" for i in range(200)]
     df = choose(ids, f, prompts(towards), TOP, threshold=.99)
     assert len(df) == 200 and df.kept.sum() == 20
 
@@ -200,7 +218,7 @@ def root(made, tmp_path):
 
 def go(root, model, **kw):
     ps = dict(data=str(root), seed=0, device="cpu", workers=1, max_failed=.5, model=model, top_report=8, top_attribute=8,
-              n_cluster=30, max_patches=40, search_denied=False, whole_report=.75, threshold=.88, gamma=1., quality=85)
+              n_cluster=30, max_patches=40, search_denied=False, context=.5, threshold=.88, gamma=1., quality=85)
     return run_select(**ps|kw)[0]
 
 def files(root): return {str(p.relative_to(root)):p.read_bytes() for p in sorted((root/"patches").rglob("*.*")) if p.is_file()}
@@ -263,7 +281,7 @@ def test_a_slide_without_patches(root, model):
     assert go(root, model).slide_id.unique().tolist() == ["A"]
     assert not (root/"patches/errors.parquet").exists() and (root/"patches/B.contact.jpg").exists()
 
-@pytest.mark.parametrize("bad", (dict(threshold=1.5), dict(gamma=-1.), dict(quality=0), dict(whole_report=2.), dict(top_report=-1), dict(max_patches=0)))
+@pytest.mark.parametrize("bad", (dict(threshold=1.5), dict(gamma=-1.), dict(quality=0), dict(context=2.), dict(top_report=-1), dict(max_patches=0)))
 def test_values_out_of_range_are_refused_by_name(root, model, bad):
     with pytest.raises(PathgenError, match=f"select.{next(iter(bad))} is"): go(root, model, **bad)
     assert not (root/"patches").exists()
