@@ -15,8 +15,8 @@ __all__ = ['BASE', 'MAP', 'H_OD', 'E_OD', 'GROUNDS', 'NUCLEI', 'PITCH', 'GLANDS'
            'outline', 'split', 'layout', 'grow', 'soft', 'section', 'thick', 'artefacts', 'fold', 'mark', 'write_svs',
            'paint_slide', 'strips', 'dust', 'pick', 'listed', 'cap', 'microscopy', 'denials', 'plan_report', 'Gross',
            'gross', 'write_report', 'figure_caption', 'narration', 'tweet', 'paint_pair', 'other_caption', 'not_tissue',
-           'init_batch', 'image_name', 'write_indexes', 'slide_items', 'run_phantom', 'overview', 'write_reports',
-           'write_pairs']
+           'init_batch', 'image_name', 'write_indexes', 'slide_items', 'run_phantom', 'overview', 'prune',
+           'write_reports', 'write_pairs']
 
 # %% ../nbs/10_phantom.ipynb #9c20e67b
 import functools, io, json, zlib
@@ -99,6 +99,7 @@ def _blur(z, px=7):
     if px < 0.4: return z
     return np.array(Image.fromarray(np.ascontiguousarray(z)).filter(ImageFilter.GaussianBlur(px)))
 
+# %% ../nbs/10_phantom.ipynb #7f14ad98
 def u8(x # Array of stain amounts
       ) -> np.ndarray: # uint8
     "Clip to 0-255"
@@ -153,7 +154,8 @@ def cells_wall(rng, # Generator
     q, side = px // 4, px * BASE
     n = max(2, round(side / cell / 2) * 2)
     j, i = np.mgrid[:n, :n]
-    pts = np.stack([j, i + 0.5 * (j % 2)], -1).reshape(-1, 2) + rng.normal(0, 0.2, (n * n, 2))
+    pts = np.stack([j, i + 0.5 * (j % 2)], -1).reshape(-1, 2) + rng.normal(0, 0.2,
+        (n * n, 2))
     tree = cKDTree(pts * side / n % side, boxsize=side)
     g = (np.arange(q) + 0.5) * side / q
     d, _ = tree.query(np.stack(np.meshgrid(g, g, indexing="ij"), -1).reshape(-1, 2), k=2)
@@ -658,7 +660,8 @@ def painted_findings(r # Region with class, attributes and share of epithelium
     "Findings of a region as it was painted"
     f, c = findings_of(r["region_class"], r["attributes"]), r["region_class"]
     if c not in (*_GRADE, "normal_glands") or r["epithelium"] > 0.125: return f
-    needs = (ARCHITECTURE[c], *_ATYPIA, "uniform_nuclei", "malignancy", "benign", "necrosis", "mucin")
+    needs = (ARCHITECTURE[c], *_ATYPIA, "uniform_nuclei", "malignancy", "benign",
+             "necrosis", "mucin")
     return {k: v for k, v in f.items() if k not in needs or not v}
 
 # %% ../nbs/10_phantom.ipynb #ad89fe54
@@ -830,6 +833,7 @@ def sprites_of(region_class, organ, a, # Class, organ and attributes
     if style == "in_situ": style = "in_situ_cribriform" if variant else style
     return nests(style, a["necrosis"], a["mucin"])
 
+# %% ../nbs/10_phantom.ipynb #3534a645
 def place(cv, organ, region_class, a, mask, x0, y0, rng):
     "Place the glands or nests of a region and list their nuclei"
     bank = sprites_of(region_class, organ, a, int(rng.integers(2)))
@@ -843,7 +847,8 @@ def place(cv, organ, region_class, a, mask, x0, y0, rng):
             q = q[inside(_smooth(*mask.shape, 240, rng) > -22, q, True)]
         which = rng.integers(0, len(bank), len(q))
         for (x, y), k in zip(q[rng.permutation(len(q))], which):
-            g = put_gland(cv, bank[k], x + x0, y + y0, mask, x0, y0, rng, step, overlap, outside)
+            g = put_gland(cv, bank[k], x + x0, y + y0, mask, x0, y0, rng, step, overlap,
+                          outside)
             if g: got.append(g)
         if normal or covered(cv, mask, x0, y0) > 0.3: break
     if not got: return
@@ -1499,7 +1504,8 @@ def plan_report(item, # As `paint_slide`
     rng = seeded(item["seed"], "report", item["slide_id"])
     about = ([r for r in regs if r["lesion"]]
              or [r for r in regs if r["region_class"] == "normal_glands"] or regs[:1])
-    about = [r for r in about if r["findings"].get(ARCHITECTURE[r["region_class"]])] or about[:1]
+    about = [r for r in about
+             if r["findings"].get(ARCHITECTURE[r["region_class"]])] or about[:1]
     sents, said = [], {}
     for r in about:
         s, f = microscopy(r, rng)
@@ -1838,7 +1844,8 @@ def slide_items(organs, # Keys of `ORGANS`
                                f"choose from {', '.join(ORGANS)}")
     if px * mpp < 500: raise PathgenError(f"phantom.slide_px: {px} is too small for a section; "
                                           "use 2688 or more")
-    if mpp not in (0.25, 0.5): raise PathgenError(f"phantom.slide_mpp: {mpp} is not painted; "
+    if mpp not in (0.25,
+                   0.5): raise PathgenError(f"phantom.slide_mpp: {mpp} is not painted; "
                                                   "choose 0.25 or 0.5")
     ids = [(o, f"PHTM-{ORGANS[o]}-{k + 1:04d}") for k in range(patients) for o in organs]
     order = sorted(ids, key=lambda i: seeded(seed, "benign", i[1]).random())
@@ -1864,6 +1871,8 @@ def run_phantom(data, seed, workers, max_failed, organs, patients, slides_per_pa
          params=items[0] | dict(slide_id=0),
          inputs=lambda i: i, code=CODE, workers=workers, max_failed=max_failed,
          desc="slides")
+    for d in ("slides", "truth"): prune(out / d, {i["slide_id"] for i in items})
+    prune(out / "reports", {i["patient_id"] for i in items})
     slides = write_reports(items, out, seed)
     n = dict(pathcap=pairs_pathcap, quilt=pairs_quilt, openpath=pairs_openpath)
     wrong = dict(pathcap=misaligned_pathcap, quilt=misaligned_quilt,
@@ -1884,6 +1893,13 @@ def overview(path # A slide of the phantom
 
 CODE = [paint_slide, paint_regions, paint_patch, nuclei, glands, nests, develop, layout,
         artefacts, write_svs]
+
+def prune(folder, # Folder of files that begin with an id
+          ids # Ids to keep
+         ):
+    "Remove what an earlier run with other parameters left"
+    for p in sorted(Path(folder).glob("*")):
+        if p.is_file() and p.name.split(".")[0] not in ids: p.unlink()
 
 def write_reports(items, # From `slide_items`
                   out, # Folder of the phantom
@@ -1923,6 +1939,8 @@ def write_pairs(n, # Source -> number of pairs
                 max_failed=max_failed, desc="pairs")
     df = pd.concat([pd.read_parquet(out / f"{k}.parquet") for k in keys],
                    ignore_index=True)
+    for s in SOURCES:
+        prune(out / s / "images", {i.split(".")[0] for i in df[df.source == s].image})
     write_indexes(df, out)
     write_table(df, out / "truth.parquet")
     return df

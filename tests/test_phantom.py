@@ -113,3 +113,12 @@ def test_nuclei_grow_and_darken_with_their_attributes():
 def test_unknown_organ_and_tiny_slide_are_refused():
     with pytest.raises(PathgenError, match="organs"): slide_items(["spleen"], 1, 1, 0.0, 2688, 0.25, 0)
     with pytest.raises(PathgenError, match="slide_px"): slide_items(["colon"], 1, 1, 0.0, 512, 0.25, 0)
+
+def test_what_other_parameters_left_is_removed(tmp_path):
+    few = ARGS | dict(pairs_pathcap=4, pairs_quilt=4, pairs_openpath=4)
+    run_phantom(str(tmp_path), **(few | dict(organs=["colon", "stomach"])))
+    slides, pairs = run_phantom(str(tmp_path), **(few | dict(organs=["colon"], pairs_quilt=2)))
+    out = tmp_path / "phantom"
+    assert [p.stem for p in (out / "slides").glob("*.svs")] == slides.slide_id.tolist()
+    assert [p.stem for p in (out / "reports").glob("*.txt")] == slides.patient_id.tolist()
+    assert len(list((out / "init" / "quilt" / "images").glob("*.jpg"))) == 2
