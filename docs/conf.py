@@ -25,6 +25,11 @@ def drop_noise(cell):
     "Leave out what only a terminal shows: progress bars and warnings on stderr."
     if cell.cell_type=='code': cell.outputs = [o for o in cell.outputs if o.get('name')!='stderr']
 
+def drop_pictures(out):
+    "A shown Markdown file, such as the data card, loses pictures that lie beside it in data/."
+    md = out.get('data', {}).get('text/markdown')
+    if md: out['data']['text/markdown'] = re.sub(r'!\[[^]]*\]\((?!https?:|data:)[^)]*\)', '', ''.join(md))
+
 class show_docs(exec_show_docs):
     "Run the `show_doc` cells on the exported module; no cell of the notebook runs."
     def begin(self):
@@ -48,7 +53,10 @@ class to_myst(Processor):
         elif dirs.keys() & {'export','exporti','exports'}: tags.append('hide-input')
         elif 'echo' in dirs: tags.append('remove-input')
         c.metadata.pop('execution', None)
-        if c.cell_type=='markdown': c.source = re.sub(re.escape(get_config().doc_url)+r'(\w+)\.html', r'\1.ipynb', c.source)
+        if c.cell_type=='markdown':
+            c.source = re.sub(r'\[(`_\w+`)\]\([^)]*\)', r'\1', c.source) # private names have no entry to link to
+            c.source = re.sub(re.escape(get_config().doc_url)+r'(\w+)\.html', r'\1.ipynb', c.source)
+        for o in c.get('outputs', []): drop_pictures(o)
 
 procs = [populate_language, add_show_docs, strip_ansi, hide_line, rm_header_dash, show_docs, hide_,
          add_links, drop_noise, to_myst]
