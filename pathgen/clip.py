@@ -202,7 +202,7 @@ def augment(
     y,x = torch.where(turn, y, x), torch.where(turn, x, y)
     g = (1+rng.uniform(-stain, stain, (n,1,1,1)))*(1+rng.uniform(-stain/2, stain/2, (n,1,1,3)))
     light = (images[i,y,x].float()+1)/256
-    return light.pow(torch.from_numpy(g.astype(np.float32)).to(d))*256-1
+    return light.log_().mul_(torch.from_numpy(g.astype(np.float32)).to(d)).exp_()*256-1
 
 # %% ../nbs/04_clip.ipynb #f2d0843b
 class Batches:
@@ -293,12 +293,18 @@ def fit(
     start = _resume(checkpoint, state, losses)
     model.output_dict = True
     for e in range(start, epochs):
-        train_one_epoch(model, dict(train=bs), _loss(clip, losses), e, opt, scaler, sched, None, _args(clip, bs, prec))
+        with _attention(clip.device):
+            train_one_epoch(model, dict(train=bs), _loss(clip, losses), e, opt, scaler, sched, None, _args(clip, bs, prec))
         if checkpoint: _keep(checkpoint, state, losses, e+1)
     model.eval()
     return np.array([float(l) for l in losses])
 
 # %% ../nbs/04_clip.ipynb #c588c31b
+def _attention(device):
+    from contextlib import nullcontext
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
+
 def _keep(path, state, losses, epoch):
     import torch
     with atomic(path) as p: torch.save(dict({k:v.state_dict() for k,v in state.items()},
