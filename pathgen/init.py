@@ -245,9 +245,13 @@ def cross_scores(
         rest,mine = np.flatnonzero(part != f), np.flatnonzero((part == f) | (part == folds))
         clip = build_clip("tiny", seed, device)
         fit(clip, images[rest], [texts[i] for i in rest], seed=seed, desc=f"first model {f+1}/{folds}", **kw)
-        s = pair_scores(clip.encode_images(images[mine]), clip.encode_texts([texts[i] for i in mine]))
+        s = pair_scores(_four_views(clip, images[mine]), clip.encode_texts([texts[i] for i in mine]))
         out[mine] += np.where(part[mine] == folds, 1/folds, 1)*s/s.std()
     return out
+
+def _four_views(clip, images):
+    v = sum(clip.encode_images(np.ascontiguousarray(np.rot90(images, k, (1,2)))) for k in range(4))
+    return v/np.linalg.norm(v, axis=1, keepdims=True)
 
 # %% ../nbs/14_init.ipynb #404acf97
 def cut_lowest(
