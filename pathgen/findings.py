@@ -7,7 +7,7 @@ Docs: https://pathgen.github.io/pathgen/findings.html.md"""
 
 # %% auto #0
 __all__ = ['CONCEPTS', 'PRE', 'POST', 'STOP', 'BREAK', 'VERB', 'HIDES', 'SITE', 'TISSUE_SOURCES', 'term_regex', 'Concept',
-           'concepts', 'denied_spans', 'Finding', 'parse', 'claims', 'tissue_source', 'Truth', 'score',
+           'concepts', 'denied_spans', 'Finding', 'parse', 'claims', 'tissue_source', 'Truth', 'outweigh', 'score',
            'precision_recall']
 
 # %% ../nbs/01_findings.ipynb #878e56d1
@@ -431,6 +431,14 @@ def _areas(self, x, y, px):
 Truth.areas = _areas
 
 # %% ../nbs/01_findings.ipynb #cfbdc9eb
+def outweigh(
+    found:dict, # concept to bool
+)->dict: # concept to bool, without the milder of two findings that exclude each other
+    "Let the graver of two rival findings decide."
+    graver = {"benign": ("malignancy",), "uniform_nuclei": ("pleomorphism","enlarged_nuclei")}
+    return {c:v for c,v in found.items() if not any(found.get(g) for g in graver.get(c, ()))}
+
+# %% ../nbs/01_findings.ipynb #528f0621
 def _classes(self, x, y, px):
     "Region class -> share of the patch, largest first; glass is left out."
     out = {}
@@ -452,7 +460,8 @@ def _patch(self, x, y, px, least=.1, most=.02):
         if has(True) >= least: out[c] = True
         elif has(True) < most and has(None) < most: out[c] = False
     n = sum(x <= u < x+px and y <= v < y+px for u,v in self.info["mitoses"])
-    return out | ({} if n == 1 else {"mitoses": n > 1})
+    out = outweigh(out | ({} if n == 1 else {"mitoses": n > 1}))
+    return out | ({"benign": False} if out.get("malignancy") else {})
 
 Truth.classes, Truth.region_fraction, Truth.patch = _classes, _region_fraction, _patch
 
