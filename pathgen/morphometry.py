@@ -18,6 +18,7 @@ from pathlib import Path
 import json, re
 import numpy as np
 from .core import PathgenError, digest, rng
+from .findings import outweigh
 
 # %% ../nbs/06_morphometry.ipynb #2de3576d
 WORK_MPP = .5 # µm/px at which everything is measured
@@ -391,8 +392,8 @@ def decide(
 )->dict: # concept to True (seen) or False (looked for and absent); what cannot be told is left out
     "Findings from chances."
     rules = rules or load_rules()
-    return {c:p >= rules[c]["present"] for c,p in chance.items()
-            if p >= rules[c]["present"] or p <= rules[c]["absent"]}
+    return outweigh({c:p >= rules[c]["present"] for c,p in chance.items()
+                     if p >= rules[c]["present"] or p <= rules[c]["absent"]})
 
 def observe(
     measures:dict, # From `measure`
