@@ -7,16 +7,16 @@ Docs: https://pathgen.github.io/pathgen/phantom.html.md"""
 # %% auto #0
 __all__ = ['BASE', 'MAP', 'H_OD', 'E_OD', 'GROUNDS', 'NUCLEI', 'PITCH', 'GLANDS', 'NESTS', 'ORGANS', 'MALIGNANT', 'CLASSES',
            'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'AROUND', 'APERIO', 'WORDS', 'SHOWN', 'ADJECTIVE',
-           'GRADE', 'CYTOLOGY', 'LEAD', 'CYTO', 'REST', 'DENY', 'SPECIMEN', 'HISTORY', 'MASSES', 'BLOCKS', 'SOURCES',
-           'WEIGHTS', 'FAULTS', 'CODE', 'key_rng', 'gallery', 'stain', 'stain_luts', 'to_rgb', 'u8', 'noise', 'warp',
-           'fibres', 'cells_wall', 'ground', 'nuclei', 'mitoses', 'stamp', 'glands', 'nests', 'attributes',
-           'findings_of', 'painted_findings', 'canvas', 'lay', 'angle_at', 'spread', 'inside', 'add_cells', 'put_gland',
-           'sprites_of', 'place', 'covered', 'fill', 'paint_regions', 'ground_of', 'develop', 'by_row', 'paint_patch',
-           'outline', 'split', 'layout', 'grow', 'soft', 'section', 'thick', 'artefacts', 'fold', 'mark', 'write_svs',
-           'paint_slide', 'strips', 'dust', 'pick', 'listed', 'cap', 'microscopy', 'denials', 'plan_report', 'Gross',
-           'gross', 'write_report', 'figure_caption', 'narration', 'tweet', 'paint_pair', 'other_caption', 'not_tissue',
-           'init_batch', 'image_name', 'write_indexes', 'slide_items', 'run_phantom', 'overview', 'prune',
-           'write_reports', 'write_pairs']
+           'GRADE', 'CYTOLOGY', 'LEAD', 'TUMOUR_LEAD', 'CYTO', 'TUMOUR_CYTO', 'REST', 'DENY', 'SPECIMEN', 'HISTORY',
+           'MASSES', 'BLOCKS', 'SOURCES', 'WEIGHTS', 'FAULTS', 'CODE', 'key_rng', 'gallery', 'stain', 'stain_luts',
+           'to_rgb', 'u8', 'noise', 'warp', 'fibres', 'cells_wall', 'ground', 'nuclei', 'mitoses', 'stamp', 'glands',
+           'nests', 'attributes', 'findings_of', 'painted_findings', 'canvas', 'lay', 'angle_at', 'spread', 'inside',
+           'add_cells', 'put_gland', 'sprites_of', 'place', 'covered', 'fill', 'paint_regions', 'ground_of', 'develop',
+           'by_row', 'paint_patch', 'outline', 'split', 'layout', 'grow', 'soft', 'section', 'thick', 'artefacts',
+           'fold', 'mark', 'write_svs', 'paint_slide', 'strips', 'dust', 'pick', 'listed', 'cap', 'microscopy',
+           'denials', 'plan_report', 'Gross', 'gross', 'write_report', 'figure_caption', 'narration', 'tweet',
+           'paint_pair', 'other_caption', 'not_tissue', 'init_batch', 'image_name', 'write_indexes', 'slide_items',
+           'run_phantom', 'overview', 'prune', 'write_reports', 'write_pairs']
 
 # %% ../nbs/10_phantom.ipynb #9c20e67b
 import functools, io, json, zlib
@@ -1450,12 +1450,10 @@ def cap(s # Text
 # %% ../nbs/10_phantom.ipynb #d0a4cf31
 CYTOLOGY = ("enlarged_nuclei", "hyperchromasia", "pleomorphism", "prominent_nucleoli",
             "mitoses", "uniform_nuclei")
-LEAD = ("Sections show {x}", "Microscopic examination shows {x}",
-        "The tumour is composed of {x}",
-        "Histologically there are {x}", "The lesion consists of {x}")
-CYTO = ("The tumour cells show {x}", "The neoplastic cells have {x}",
-        "Cytologically there are {x}",
-        "High power shows {x}")
+LEAD = ("Sections show {x}", "Microscopic examination shows {x}", "Histologically there are {x}")
+TUMOUR_LEAD = (*LEAD, "The tumour is composed of {x}", "The lesion consists of {x}")
+CYTO = ("Cytologically there are {x}", "High power shows {x}", "The cells have {x}")
+TUMOUR_CYTO = (*CYTO[:2], "The tumour cells show {x}", "The neoplastic cells have {x}")
 REST = ("Also present: {x}", "The background shows {x}", "Associated findings: {x}",
         "In addition the sections show {x}")
 DENY = ("No {x} identified", "{X} not identified", "There is no {y}", "Negative for {y}",
@@ -1477,9 +1475,10 @@ def microscopy(r, # Region with its findings
     stroma = some(("desmoplasia", "fibrous_stroma"), 0.8)[:1]
     cells = some(CYTOLOGY, 0.9)
     rest = some(("lymphocytes", "necrosis", "mucin", "hemorrhage"), 0.9)
-    out = [pick(LEAD, rng).format(x=pick(SHOWN[r["region_class"]], rng))]
+    tumour = r["region_class"] in _GRADE
+    out = [pick(TUMOUR_LEAD if tumour else LEAD, rng).format(x=pick(SHOWN[r["region_class"]], rng))]
     if stroma: out[0] += f" in {say(stroma)}"
-    if cells: out.append(pick(CYTO, rng).format(x=say(cells)))
+    if cells: out.append(pick(TUMOUR_CYTO if tumour else CYTO, rng).format(x=say(cells)))
     if rest: out.append(pick(REST, rng).format(x=say(rest)))
     said = dict.fromkeys([own, *stroma, *cells, *rest], True)
     return [s + "." for s in out], said

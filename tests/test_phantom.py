@@ -4,8 +4,8 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from pathgen.core import PathgenError
 from pathgen.findings import claims
-from pathgen.phantom import (ARCHITECTURE, FAULTS, MALIGNANT, ORGANS, paint_patch, paint_slide, run_phantom,
-                             slide_items)
+from pathgen.phantom import (ARCHITECTURE, FAULTS, MALIGNANT, ORGANS, attributes, findings_of, microscopy,
+                             paint_patch, run_phantom, slide_items)
 
 FAULTY = dict(duplicates=0.1, broken=0.1, tiny=0.1, wordless=0.1, not_histology=0.1)
 ARGS = dict(seed=3, workers=1, max_failed=0.0, organs=["colon", "prostate"], patients=1, slides_per_patient=1,
@@ -109,6 +109,14 @@ def test_nuclei_grow_and_darken_with_their_attributes():
                 stroma="desmoplastic", hemorrhage=0)
     look = lambda **k: paint_patch("carcinoma_poor", "colon", base | k, 448, 0.25, np.random.default_rng(0))[0].mean()
     assert look(dark=0.8) < look() - 3
+
+def test_a_region_without_tumour_speaks_of_no_tumour():
+    for c in ("normal_glands", "mucus", "necrosis", "lymphocytes"):
+        for k in range(40):
+            rng = np.random.default_rng(k)
+            f = findings_of(c, attributes(c, list(ORGANS)[k % 6], rng))
+            text = " ".join(microscopy(dict(region_class=c, findings=f), rng)[0]).lower()
+            assert not any(w in text for w in ("tumour", "neoplastic", "lesion"))
 
 def test_unknown_organ_and_tiny_slide_are_refused():
     with pytest.raises(PathgenError, match="organs"): slide_items(["spleen"], 1, 1, 0.0, 2688, 0.25, 0)
