@@ -10,7 +10,7 @@ __all__ = ['handles', 'TIFF_FAULTS', 'SlideError', 'slide_error', 'Handles', 'sh
            'properties', 'open_openslide', 'openslide_cache', 'open_slide', 'best_level', 'over_white',
            'openslide_region', 'tile_span', 'paste', 'region', 'Cut', 'cut', 'read', 'tile_scale', 'make_patch',
            'tile_jobs', 'in_order', 'read_many', 'thumb_block', 'read_blocks', 'thumbnail', 'check', 'Bag', 'write_bag',
-           'read_bag']
+           'read_bag', 'file_mark']
 
 # %% ../nbs/03_wsi.ipynb #b174e294
 from pathlib import Path
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 import os, threading
 import numpy as np
-from .core import PathgenError, need, one_line
+from .core import PathgenError, digest, need, one_line
 
 # %% ../nbs/03_wsi.ipynb #35840ecd
 class SlideError(PathgenError):
@@ -551,18 +551,20 @@ def read_blocks(
     downsample, # Level-0 pixels per pixel of the thumbnail
     px, # Side of a block in the thumbnail
     where=None, # `where(x, y, side)` in level-0 pixels: is this block wanted?
+    then=None, # What to make of a block, on the thread that read it
     threads=2, # Threads that decode
-): # Iterator of x, y in the thumbnail and (h, w, 3) uint8
-    "The whole slide at a coarse scale, block by block, decoding ahead of the caller."
+): # Iterator of x, y in the thumbnail and (h, w, 3) uint8, or what `then` makes of it
+    "The whole slide at a coarse scale, block by block, a few blocks ahead of the caller."
     level = best_level(slide.level_downsamples, downsample)
     ratio = downsample/slide.level_downsamples[level]
     if abs(ratio - round(ratio)) < .005: ratio = float(round(ratio))
     w, h = (int(np.ceil(v/downsample)) for v in (slide.width, slide.height))
-    at = [(x, y) for y in range(0, h, px) for x in range(0, w, px)]
-    side = px*downsample
+    at, side = [(x, y) for y in range(0, h, px) for x in range(0, w, px)], px*downsample
     if where: at = [(x, y) for x, y in at if where(x*downsample, y*downsample, side)]
-    one = lambda x, y: thumb_block(slide, level, ratio, x, y, min(px, w - x), min(px, h - y))
-    for (x, y), im in zip(at, in_order(((one, *xy) for xy in at), threads)): yield x, y, im
+    def one(x, y):
+        im = thumb_block(slide, level, ratio, x, y, min(px, w - x), min(px, h - y))
+        return x, y, then(im) if then else im
+    yield from in_order(((one, x, y) for x, y in at), threads)
 
 # %% ../nbs/03_wsi.ipynb #8ea89e29
 def thumbnail(
@@ -575,7 +577,7 @@ def thumbnail(
     px = max(16, int(2048*slide.level_downsamples[level]/downsample))
     w, h = (int(np.ceil(v/downsample)) for v in (slide.width, slide.height))
     out = np.empty((h, w, 3), np.uint8)
-    for x, y, im in read_blocks(slide, downsample, px, None, threads):
+    for x, y, im in read_blocks(slide, downsample, px, threads=threads):
         out[y:y + im.shape[0], x:x + im.shape[1]] = im
     return out
 
@@ -639,3 +641,16 @@ def read_bag(
     if coords is not None and f is not None and len(coords)!=len(f):
         raise SlideError(f"{path} has {len(coords)} coords and {len(f)} features: delete it and run its stage again")
     return Bag(coords, f, {k:v.item() if hasattr(v, "item") else v for k,v in attrs.items() if np.ndim(v)==0})
+
+# %% ../nbs/03_wsi.ipynb #065aa8aa
+def file_mark(
+    path, # A slide
+    n=1 << 16, # Bytes to look at on either end
+) -> str: # 12 characters, "" where the file cannot be read
+    "What changes when a slide's file does, at little cost."
+    try:
+        with open(path, "rb") as f:
+            size, head = os.path.getsize(path), f.read(n)
+            f.seek(max(0, size - n))
+            return digest(size, head, f.read(n))
+    except OSError: return ""
