@@ -8,7 +8,7 @@ Docs: https://pathgen.github.io/pathgen/slides.html.md"""
 __all__ = ['BARCODE', 'SUFFIXES', 'BLANK', 'REPORTS', 'NOTES', 'COLUMNS', 'patient_of', 'walk', 'find_slides', 'read_csv',
            'read_mpp', 'read_file_map', 'project_of', 'mark_duplicates', 'candidate', 'from_folder', 'gdc_path',
            'from_manifest', 'verified', 'look', 'reports_from_folder', 'reports_from_csv', 'match', 'make_notes',
-           'candidates', 'find_reports', 'file_stamp', 'look_at_all', 'run_slides']
+           'candidates', 'find_reports', 'look_at_all', 'run_slides']
 
 # %% ../nbs/11_slides.ipynb #e4b97b4f
 from functools import partial
@@ -18,7 +18,7 @@ import numpy as np, pandas as pd
 from .core import (PathgenError, digest, each, need, one_line, write_metrics,
                           write_table, write_text)
 from .findings import tissue_source
-from .wsi import SlideError, open_slide, slide_error
+from .wsi import SlideError, file_mark, open_slide, slide_error
 
 # %% ../nbs/11_slides.ipynb #a4e34b31
 BARCODE = re.compile(r"^[A-Z]{4}-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])")
@@ -327,19 +327,12 @@ def find_reports(data, source, reports):
     raise PathgenError(f"slides.reports: {path} is neither a folder nor a CSV file")
 
 # %% ../nbs/11_slides.ipynb #147913eb
-def file_stamp(
-    row, # A candidate
-): # What tells a changed slide file from the same one
-    "Candidate, length and date of a slide file."
-    p = Path(row["path"])
-    return [row] + ([p.stat().st_size, p.stat().st_mtime_ns] if p.is_file() else [])
-
 def look_at_all(df, out, verify, workers, max_failed):
     "What is found out about each candidate, one row each, in order."
     rows, key = df.to_dict("records"), lambda r: digest(r["slide_id"], r["path"])
     good = set(each(partial(look, verify=verify), rows, out, key, ".json", params=verify,
-        inputs=file_stamp, code=[look, verified], max_failed=max_failed, desc="slides",
-        workers=workers if len(rows) > 64 else 1))
+        inputs=lambda r: [r, file_mark(r["path"])], code=[look, verified], desc="slides",
+        max_failed=max_failed, workers=workers if len(rows) > 64 else 1))
     lost = BLANK | dict(status="unreadable", error=f"not looked at; see {out}/errors.parquet")
     found = lambda k: json.loads((out/f"{k}.json").read_text()) if k in good else lost
     return pd.DataFrame([found(key(r)) for r in rows])
