@@ -71,6 +71,7 @@ def own_words(
     if before and before[-1].lower() in ("a", "an"): words.insert(0, before[-1])
     return " ".join(words) + (behind(end, text, found) if long and f.present else "")
 
+# %% ../nbs/32_summarize.ipynb #21cbeea9
 def behind(
     end:int, # Where the words of a finding end
     text:str, # The text it was found in
@@ -153,6 +154,7 @@ FORMS = dict(verb=["shows", "displays", "exhibits", "reveals"],
              around=["in a background of", "set in", "surrounded by"],
              along=["together with", "along with", "accompanied by"])
 
+# %% ../nbs/32_summarize.ipynb #b04a9eab
 def compose(
     said:dict, # Group to noun phrases; the group `no` holds what is denied
     text:str, # The description
@@ -199,6 +201,7 @@ def read_back(
     said = f"The tissue shows {p}." if present else f"No {p} are seen."
     return tuple(claims(said).items())
 
+# %% ../nbs/32_summarize.ipynb #a4cb9a89
 def worded(
     text:str, # The description
     brevity:int=0, # 0: all words of a finding, 1: without what follows, 2: names
@@ -240,6 +243,7 @@ def faithful(
     got = claims(write(kept, text))
     return [(f,p) for f,p in kept if got.get(f.concept)==f.present]
 
+# %% ../nbs/32_summarize.ipynb #ac8dd6c9
 def summarise(
     description:str, # Any number of sentences
 )->dict: # caption
@@ -370,6 +374,7 @@ def run_summarize(
     write_metrics("summarize", measure_captions(captions, texts), data)
     return captions, texts
 
+# %% ../nbs/32_summarize.ipynb #9121f8c2
 def split_failed(
     df:pd.DataFrame, # All rows, with `error`
     text, # Folder of the text tables
@@ -404,6 +409,7 @@ def token_figure(
     ax.legend(frameon=False)
     return fig
 
+# %% ../nbs/32_summarize.ipynb #532a2f81
 def marked(
     text:str, # Description or caption
     other:dict, # Claims of the text it is compared with
