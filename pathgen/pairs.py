@@ -38,6 +38,7 @@ def jpeg_path(
     "Where the image of a patch lies."
     return Path(data)/"patches"/r.slide_id/f"{r.patch_id}.jpg"
 
+# %% ../nbs/33_pairs.ipynb #343e59da
 def join(
     data, # Root of everything produced
     workers:int=1, # Threads that read images
@@ -230,6 +231,7 @@ def draw_words(
     ax.barh([w for w,_ in top], [k/len(captions) for _,k in top], color="#55a868")
     ax.set(title="Most frequent words, share of captions", xlim=(0,1))
 
+# %% ../nbs/33_pairs.ipynb #90dfa64e
 def draw_findings(
     ax, # Axes to draw on
     captions, # Texts
@@ -381,6 +383,7 @@ def candidates(
         out[s] = {i:set(claims(t).items()) for i,t in zip(g.index, g.caption)}
     return out
 
+# %% ../nbs/33_pairs.ipynb #87ab8f39
 def pick(
     df:pd.DataFrame, # Index
     data, # Root of everything produced
@@ -397,7 +400,7 @@ def pick(
             rows.append(i)
     return df.loc[rows]
 
-# %% ../nbs/33_pairs.ipynb #87ab8f39
+# %% ../nbs/33_pairs.ipynb #d29f2c66
 def gallery(
     df:pd.DataFrame, # Index
     data, # Root of everything produced
@@ -420,6 +423,7 @@ def gallery(
     fig.text(.01, .995, text, fontsize=10, va="top", color="#555555")
     return fig
 
+# %% ../nbs/33_pairs.ipynb #fba3c638
 def draw_pair(
     ax, # Axes to draw on
     r, # Row of the index
@@ -478,6 +482,7 @@ def run_pairs(
     if gallery_jpeg: write_gallery(df, data, gallery_jpeg, seed)
     return df
 
+# %% ../nbs/33_pairs.ipynb #6f8f5db7
 def write_gallery(
     df:pd.DataFrame, # Index
     data, # Root of everything produced
