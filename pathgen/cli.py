@@ -200,6 +200,7 @@ def why(
     if hasattr(builtins, e.ename): text = f"{e.ename}: {text}"
     return f"{text} (traceback in {kept})"
 
+# %% ../nbs/90_cli.ipynb #9436ab89
 def execute(
     nb:Path, # Notebook of the stage
     params:dict, # Values for its parameters cell
@@ -406,6 +407,7 @@ def input_paths(
              for k,v in section.items() if looks(v)]
     return [(where,path) for where,path in named if not path.is_relative_to(data)]
 
+# %% ../nbs/90_cli.ipynb #cb736453
 def check_inputs(root):
     "Parameters, the files they name, and endpoints."
     from pathgen.core import read_params, PathgenError
@@ -471,6 +473,7 @@ def origin(
     "The first reason a patch was chosen for."
     return next((o for o in COLOURS if o in origins), "cluster")
 
+# %% ../nbs/90_cli.ipynb #dade4ad8
 def slide_axes(
     ax, # Axes to draw on
     row, # Row of slides.parquet
@@ -500,7 +503,7 @@ def _patch_px(coords): # Side of a patch in level-0 pixels, by the names that CL
     held = {**coords.parent.attrs, **coords.attrs}
     return float(next(held[n] for n in names if n in held))
 
-# %% ../nbs/90_cli.ipynb #dade4ad8
+# %% ../nbs/90_cli.ipynb #1f9384ea
 def draw_slide(
     row, # Row of slides.parquet
     data:Path, # Root of everything produced
@@ -521,6 +524,7 @@ def draw_slide(
     if truth.exists(): truth_axes(axs[1], truth)
     return fig
 
+# %% ../nbs/90_cli.ipynb #dce77cb7
 def truth_axes(
     ax, # Axes to draw on
     truth:Path, # Region mask of a phantom slide, its JSON beside it
@@ -604,6 +608,7 @@ def show(
     with atomic(out) as tmp: fig.savefig(tmp, dpi=100)
     typer.echo(f"{text}\n{os.path.relpath(out)}")
 
+# %% ../nbs/90_cli.ipynb #a61999ef
 def slide_text(
     row, # Row of slides.parquet
     data:Path, # Root of everything produced
