@@ -1642,7 +1642,8 @@ def _ocr(text, rng, share):
 def _gist(t, rng, most=4):
     "What a caption tells: class, findings present, findings absent"
     f, own = t["findings"], ARCHITECTURE[t["region_class"]]
-    yes = [c for c in (*CYTOLOGY, "desmoplasia", "lymphocytes", "necrosis", "mucin")
+    yes = [c for c in (*CYTOLOGY, "desmoplasia", "lymphocytes", "necrosis",
+                       "mucin", "hemorrhage")
            if f.get(c) and c != own]
     rng.shuffle(yes)
     return pick(SHOWN[t["region_class"]], rng), [pick(WORDS[c], rng)
