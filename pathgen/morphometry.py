@@ -422,7 +422,8 @@ def _limits(p, y, precision, miss): # The two thresholds from held-out chances
     grid = np.r_[np.linspace(.02, .96, 95), .97, .98, .99]
     good = [g for g in grid if g >= .5 and (p >= g).sum() >= 8 and y[p >= g].mean() >= precision]
     gone = [g for g in grid if (p <= g).sum() >= 8 and y[p <= g].mean() <= miss]
-    return (float(min(good)) if good else 1.01), (float(min(max(gone), .5)) if gone else -.01)
+    if not good: return 1.01, -.01
+    return float(min(good)), (float(min(max(gone), .5)) if gone else -.01)
 
 def fit_rules(
     table, # DataFrame, a row a patch, a column a measure

@@ -86,7 +86,7 @@ def test_a_trial_starts_from_a_right_text():
     text = "The field shows adipose tissue. The cells display enlarged nuclei and nuclear pleomorphism."
     right = rv.put_right(text, dict(adipose=True, enlarged_nuclei=False, pleomorphism=True))
     assert claims(right) == dict(adipose=True, pleomorphism=True)
-    assert rv.put_right(text, {}) == ""
+    assert rv.put_right(text, {}) == text # of what nothing is known, nothing is wrong
 
 def described(root, **kw):
     folder(root, **kw)
