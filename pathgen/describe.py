@@ -149,7 +149,8 @@ def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing):
     keys = each(f, items, text/"descriptions", lambda i: i["slide_id"], params=[provider, seed, mpp_if_missing, measured_by()],
                 inputs=lambda i: image_digests(i, folder), code=[describe_slide, describe_by_measure, read_patch, slide_stains],
                 workers=workers, max_failed=max_failed, desc="describe")
-    df = pd.concat([read_table(text/"descriptions"/f"{k}.parquet") for k in keys]) if keys else pd.DataFrame(columns=COLUMNS)
+    df = pd.DataFrame(columns=COLUMNS)
+    if keys: df = pd.concat([read_table(text/"descriptions"/f"{k}.parquet") for k in keys], ignore_index=True)
     write_table(df, text/"descriptions.parquet")
     patches = pd.concat([i["rows"] for i in items])
     table = grade(df, patches, data)
