@@ -483,6 +483,7 @@ PLAIN = {k:v[0] for k,v in PHRASES.items()} | dict(normal_glands="normal glands"
     infiltrating_glands="infiltrating glands", cribriform="cribriform glands", mitoses="mitotic figures")
 PERTINENT = ("mitoses", "necrosis", "malignancy", "pleomorphism") # what is worth saying when it is absent
 
+# %% ../nbs/06_morphometry.ipynb #036fb9a1
 def phrase(
     concept:str, # Id in the lexicon
     pick:int=0, # Which wording
@@ -531,6 +532,7 @@ def join(
     "A, B and C."
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
+# %% ../nbs/06_morphometry.ipynb #5fb0974c
 def group(
     concept:str, # Id in the lexicon
 )->str: # architecture, stroma, cells, nuclei, malignancy or benign
