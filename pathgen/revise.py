@@ -49,6 +49,7 @@ def sentences(
     "The sentences of a text."
     return [s for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text.strip()) if s]
 
+# %% ../nbs/31_revise.ipynb #00d3753f
 def _items(text): # Split a list of findings; a piece without a finding belongs to the next one (comma) or the one before
     cuts = list(SEPARATOR.finditer(text))
     edges = [0] + [e for m in cuts for e in m.span()] + [len(text)]
@@ -75,6 +76,7 @@ def unfold(
     plain = said == claims(sentence[a:b]) and not any(re.search(r"\b(?:shows?|is|are|contains?)\b", i) for i in items)
     return (sentence[:a], items, sentence[b:]) if plain else None
 
+# %% ../nbs/31_revise.ipynb #311aa6c1
 def fold(
     head:str, # Words before the list
     items:list, # Noun phrases
