@@ -245,6 +245,7 @@ def proposals(
         out += [Operation(op="delete", before=words_of(text, c)), Operation(op="add", after=word(c))]
     return out + [Operation(op="add", after=word(c)) for c in new]
 
+# %% ../nbs/31_revise.ipynb #74501697
 @builtin("revise")
 def revise_by_measure(
     text:str, # The description
@@ -412,6 +413,7 @@ def mark_changes(
     part = lambda op,i,j,k,l: html.escape(" ".join(a[i:j])) if op == "equal" else " ".join(filter(None, (span(a[i:j],"out"), span(b[k:l],"put"))))
     return " ".join(part(*o) for o in difflib.SequenceMatcher(None, a, b, False).get_opcodes())
 
+# %% ../nbs/31_revise.ipynb #1b22acf4
 def show_trials(
     tests:pd.DataFrame, # Trials
     n:int=1, # Of each kind
@@ -425,6 +427,7 @@ def show_trials(
                         f"<td>{'repaired' if r.good else 'not repaired'}</td></tr>")
     return HTML("<table><tr><th></th><th>error put in</th><th>revision</th><th></th></tr>"+"".join(rows)+"</table>")
 
+# %% ../nbs/31_revise.ipynb #27175b05
 def plot_revision(
     tables:dict, # From `compare`
 ):
