@@ -94,7 +94,10 @@ concepts("architecture",
         an intact basement membrane around neoplastic cells
       | in situ; intraductal carcinoma; dcis; lcis;
         intraepithelial/epithelial neoplas*/carcinoma; hgpin;
-        high grade pin; pin; cin; preinvasive; non invasive .. carcinoma""",
+        high grade pin; pin; cin; preinvasive; non invasive .. carcinoma""")
+
+# %% ../nbs/01_findings.ipynb #0c638b49
+concepts("architecture",
     papillary="papillary structures | papilla*; micropapilla*; fibrovascular core*",
     nests="nests of tumour cells | nest of; nests; nested; nesting; trabecul*; cords",
     fascicles="interlacing fascicles | fascic*; storiform; whorl*; bundles of .. cells/fibers",
@@ -249,7 +252,10 @@ concepts("report",
       | seminal vesicle .. uninvolved/free/negative/unremarkable/benign/clear;
         benign .. seminal vesicle;
         seminal vesicle .. no .. tumor*/carcinoma/invasion;
-        tumor free .. seminal vesicle; uninvolved .. seminal vesicle""",
+        tumor free .. seminal vesicle; uninvolved .. seminal vesicle""")
+
+# %% ../nbs/01_findings.ipynb #2393faf6
+concepts("report",
     margin_involved="""involved margins; tumour at the resection margin
       | margin .. involved/positive; positive .. margin; tumor* .. margin;
         carcinoma .. margin;
