@@ -40,6 +40,7 @@ real: $(READY) ## Run on slides of one's own: profiles/real.yaml, or PROFILE=NAM
 	@set -e; for stage in slides reports attributes tile embed select describe revise summarize pairs $(if $(PROFILE),,real); do \
 	  echo "> pathgen run $$stage --params profiles/$(or $(PROFILE),real).yaml"; \
 	  pathgen run $$stage --params profiles/$(or $(PROFILE),real).yaml; done
+	@$(if $(PROFILE),,mkdir -p data/runs && cp data/real/runs/34_real.ipynb data/runs/)
 
 test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to end
 	@echo "1/2 The examples in the notebooks (nbdev-test)"
