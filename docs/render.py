@@ -1,8 +1,9 @@
 """Write outputs into the notebooks, for readers who see them on a forge: `python docs/render.py [NAME ...]`.
 
 Definitions and examples are executed as `nbdev-test` does; the `#| run` cells take the outputs of the last
-`dvc repro` from data/runs, where id and source agree. A notebook over 300 kB is left as it was and named."""
-import os, sys
+`dvc repro` from data/runs, where id and source agree. In a notebook over 290 kB the large pictures
+become JPEGs, step by step smaller; one that stays too large is left as it was and named."""
+import base64, io, os, sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from notebooks import directives, done_cells
 
 root = Path(__file__).resolve().parent.parent
-limit_kb = 300
+limit_kb = 290
 
 def execute(path):
     "Notebook at `path` with fresh outputs of the cells that `nbdev-test` runs."
@@ -35,6 +36,17 @@ def take_run(nb, path):
         missing += not found
     return missing
 
+def light(nb, most_kb, most_px, quality):
+    "Re-encode the large pictures of a notebook."
+    from PIL import Image
+    for data in (o.get('data', {}) for c in nb.cells for o in c.get('outputs', [])):
+        for kind in ('image/png','image/jpeg'):
+            if len(data.get(kind, '')) <= most_kb*1000: continue
+            im = Image.open(io.BytesIO(base64.b64decode(data.pop(kind)))).convert('RGB')
+            im.thumbnail((most_px, 2*most_px))
+            im.save(out := io.BytesIO(), 'JPEG', quality=quality, optimize=True)
+            data['image/jpeg'] = base64.b64encode(out.getvalue()).decode()
+
 def render(path):
     "Write the outputs of one notebook; one line that says how it went."
     from fastcore.nbio import nb2str, write_nb
@@ -43,7 +55,10 @@ def render(path):
     except Exception as e: return False, f'{path.name}: {type(e).__name__}: {e}; left as it was'
     missing = take_run(nb, path)
     clean_nb(nb, allowed_cell_metadata_keys=['tags'])
-    kb = len(nb2str(nb).encode())/1000
+    size = lambda: len(nb2str(nb).encode())/1000
+    for step in ((40,1000,70), (20,800,60), (10,640,50), (10,540,40)):
+        if size() > limit_kb: light(nb, *step)
+    kb = size()
     if kb > limit_kb: return False, f'{path.name}: {kb:.0f} kB, over {limit_kb}: draw its figures smaller; left as it was'
     write_nb(nb, path)
     return True, f'{path.name}: {kb:.0f} kB' + (f', {missing} cells have no run yet' if missing else '')
