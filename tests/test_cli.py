@@ -83,7 +83,8 @@ def kernels(root): # Kernels whose working folder lies in `root`
 def test_interruption_is_clean(tmp_path, sig):
     project(tmp_path, "import time\nPath('../started').write_text('')\ntime.sleep(120)")
     p = subprocess.Popen([sys.executable, "-c", "from pathgen.cli import main; main()", "run", "cut"], cwd=tmp_path,
-                         env={**os.environ, "PYTHONPATH":str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                         env={**os.environ, "PYTHONPATH":str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a background job ignores Ctrl-C
     end = time.time()+300
     while not (tmp_path/"started").exists() and time.time()<end: time.sleep(.1)
     p.send_signal(sig)
