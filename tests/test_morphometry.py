@@ -102,7 +102,7 @@ def test_real_tissue_is_seldom_called_what_it_cannot_be():
     assert len(bad) <= 1, bad
 
 @real
-@pytest.mark.xfail(reason="the table is fitted to the phantom: real tumour and mucus are not recognised yet", strict=False)
+@pytest.mark.xfail(reason="the table is fitted to the phantom: real tumour and mucus are not recognised yet", strict=True)
 @pytest.mark.parametrize("kind,concept", [("TUM","malignancy"), ("MUC","mucin")])
 def test_real_tumour_and_mucus_are_named(kind, concept):
     assert all(mm.observe(mm.measure(im, .5)).get(concept) for im in crc(kind).values())
