@@ -81,12 +81,20 @@ def test_rgb_jpeg_without_marker(tmp_path):
 
 def test_read_many_equals_read_and_decodes_once(svs, monkeypatch):
     made, decode = [], wsi.decode_tile
-    monkeypatch.setattr(wsi, "decode_tile", lambda t, i, raw: made.append(i) or decode(t, i, raw))
+    monkeypatch.setattr(wsi, "decode_tile", lambda t, i, raw, k=1: made.append((i, k)) or decode(t, i, raw, k))
     with open_slide(svs) as s:
         xy = [(x,y) for y in range(0, 700, 200) for x in range(0, 800, 200)]
         many = list(s.read_many(xy, 200, 100, threads=3))
-        assert sorted(made)==sorted(set(made)) and len(made)==16
-        for c,im in zip(xy, many): np.testing.assert_array_equal(im, s.read(*c, 200, 100))
+        assert sorted(made)==sorted(set(made)) and len(made)==16 and {k for _,k in made}=={2}
+        for c,im in zip(xy, many): assert np.abs(im.astype(int) - s.read(*c, 200, 100)).mean() < 1
+        for c,im in zip(xy, s.read_many(xy, 200)): np.testing.assert_array_equal(im, s.read(*c, 200))
+
+@pytest.mark.parametrize("px, out, k", [(200,200,1), (200,150,1), (200,90,1), (192,32,2), (200,50,4), (400,50,8), (201,67,1)])
+def test_tiles_are_reduced_as_far_as_the_patch_allows(svs, px, out, k):
+    with open_slide(svs) as s:
+        assert wsi.tile_scale(wsi.Cut(0, 1., px, out), s.levels[0], [(0,0), (2*px,px)])==k
+        for xy,im in zip([(0,0), (2*px,px)], s.read_many([(0,0), (2*px,px)], px, out)):
+            assert im.shape==(out,out,3) and np.abs(im.astype(int) - s.read(*xy, px, out)).mean() < 2
 
 def test_cache_is_bounded(svs):
     with open_slide(svs) as s:
