@@ -607,7 +607,7 @@ def measures(
 # %% ../nbs/22_select.ipynb #edff2c64
 def run_select(data, seed, device, workers, max_failed, model, top_report, top_attribute,
                n_cluster, max_patches, search_denied, context, threshold, gamma,
-               quality):
+               quality, **loop):
     "The whole stage: features and prompts -> patches.parquet, JPEGs, sheets, GeoJSON."
     from pathgen.clip import load_clip
     top = dict(report=top_report, attribute=top_attribute, cluster=n_cluster)
@@ -622,7 +622,7 @@ def run_select(data, seed, device, workers, max_failed, model, top_report, top_a
     good = each(functools.partial(select_slide, **ps), items, out, lambda i: i["slide_id"],
         params=ps, inputs=lambda i: [file_digest(i["bag"]), i["report"][0], i["attribute"][0],
         i["encoder"], Path(i["path"]).name], workers=workers, max_failed=max_failed,
-        code=[select_slide, choose, contact_sheet, write_images, geojson], desc="select")
+        code=[select_slide, choose, contact_sheet, write_images, geojson], desc="select", **loop)
     return finish(good, items, data)
 
 def finish(
