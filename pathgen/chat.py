@@ -44,7 +44,7 @@ class AnswerError(PathgenError):
 def _loads(text):
     "The JSON object inside the text of an answer."
     m = re.search(r"\{.*\}", text, re.S)
-    if not m: raise ValueError(f"no JSON object in {text[:60]!r}")
+    if not m: raise ValueError("no JSON object in the answer")
     return json.loads(m[0])
 
 def check(
@@ -55,7 +55,7 @@ def check(
     try: return role.schema.model_validate(_loads(raw) if isinstance(raw, str) else raw)
     except ValidationError as e:
         where = lambda p: ".".join(map(str, p["loc"])) or "answer"
-        raise ValueError("; ".join(f"{where(p)}: {p['msg']}" for p in e.errors())) from e
+        raise ValueError("; ".join(f"{where(p)}: {p['msg'].removeprefix('Value error, ')}" for p in e.errors())) from e
 
 # %% ../nbs/02_chat.ipynb #3599a30b
 @dataclass(frozen=True)
@@ -152,9 +152,11 @@ def ask(
     p, inputs, complaint = allow(role, provider, deidentified, **options), inputs or {}, None
     prompt = render(role, **inputs)
     for attempt in range(1 + retries):
-        try:
-            value = check(role, p.call(role, prompt, inputs, attempt, complaint, **options))
-            return Answer(value, provenance(role, provider, **options))
+        try: raw = p.call(role, prompt, inputs, attempt, complaint, **options)
+        except ValueError as e:
+            complaint = type(e).__name__ if role.private else " ".join(str(e).split())
+            continue
+        try: return Answer(check(role, raw), provenance(role, provider, **options))
         except ValueError as e: complaint = " ".join(str(e).split())
     raise AnswerError(f"role {role.name}: provider {provider} gave no good answer in {1+retries} "
                       f"tries: {complaint}")
