@@ -92,6 +92,9 @@ class Clip:
         self.image_px = px[0] if isinstance(px, (tuple,list)) else px
         self.dim,self.precision = config["embed_dim"],precision(device)
 
+    @property
+    def scale(self): return float(self.model.logit_scale.detach().exp()) # Of cosines, 1/temperature
+
     def __repr__(self): return f"Clip({self.name}, {self.image_px} px, {self.dim} numbers, {self.hash})"
 
     def _run(self, items, encode):

@@ -119,7 +119,7 @@ def stain_measures(
     od = -np.log10((np.asarray(small, float)+1)/256)
     stained = od.mean(-1) > .06
     (r,g,b),weight = od[stained].T, od[stained].mean(1)
-    he = weight[(g >= .8*r) & (g >= 1.15*b) & (g-np.minimum(r,b) > .03)].sum()/max(weight.sum(), 1e-9)
+    he = weight[(g >= .8*r) & (g >= 1.15*b) & (g-np.minimum(r,b) > .15*g)].sum()/max(weight.sum(), 1e-9)
     colours = len(np.unique(np.asarray(small, int)//16 @ (256,16,1)))
     return dict(stained=float(stained.mean()), he=float(he), colours=colours)
 
@@ -220,10 +220,15 @@ def first_reason(
 def pair_scores(
     images, # (N,D) unit vectors of the images
     texts, # (N,D) unit vectors of their texts
-)->np.ndarray: # (N,) excess similarity
-    "How much better each pair fits than its image with other texts and its text with other images."
-    own = (images*texts).sum(1)
-    return own - images@texts.mean(0) - texts@images.mean(0) + images.mean(0)@texts.mean(0)
+    scale:float, # The model's scale of cosines, 1/temperature
+    most:int=4096, # Other pairs that a pair is compared with
+)->np.ndarray: # (N,) log of how much more likely than chance
+    "How surely each image picks its own text out of many, and each text its image."
+    from scipy.special import logsumexp
+    others = rng(0, "others").permutation(len(images))[:most]
+    def chance(a, b): return np.concatenate([logsumexp(scale*(a[i:i+1024]@b[others].T), axis=1)
+                                             for i in range(0, len(a), 1024)]) - np.log(len(others))
+    return scale*(images*texts).sum(1) - (chance(images, texts) + chance(texts, images))/2
 
 # %% ../nbs/14_init.ipynb #3826d268
 def cross_scores(
@@ -233,6 +238,7 @@ def cross_scores(
     folds:int=2, # Parts; each is judged by a model trained on the others and on the trusted
     seed:int=0, # Of folds and training
     device:str="auto", # auto, cpu, cuda
+    keep=None, # Folder of checkpoints, so that a killed training goes on
     **kw, # epochs, batch, lr of `clip.fit`
 )->np.ndarray: # (N,) scores; for the trusted the mean over all models
     "Score every pair with a small CLIP that has not seen it."
@@ -244,9 +250,11 @@ def cross_scores(
     for f in range(folds):
         rest,mine = np.flatnonzero(part != f), np.flatnonzero((part == f) | (part == folds))
         clip = build_clip("tiny", seed, device)
-        fit(clip, images[rest], [texts[i] for i in rest], seed=seed, desc=f"first model {f+1}/{folds}", **kw)
-        s = pair_scores(_four_views(clip, images[mine]), clip.encode_texts([texts[i] for i in mine]))
-        out[mine] += np.where(part[mine] == folds, 1/folds, 1)*s/s.std()
+        seen = images[rest], [texts[i] for i in rest]
+        point = keep and Path(keep)/f"checkpoint-{digest(clip.hash, seen[0].tobytes(), seen[1], seed, kw)}.pt"
+        fit(clip, *seen, seed=seed, checkpoint=point, desc=f"first model {f+1}/{folds}", **kw)
+        s = pair_scores(_four_views(clip, images[mine]), clip.encode_texts([texts[i] for i in mine]), clip.scale)
+        out[mine] += np.where(part[mine] == folds, 1/folds, 1)*s
     return out
 
 def _four_views(clip, images):
@@ -343,6 +351,7 @@ def first_scores(
     folds:int=2, # Parts of the cross-fit
     seed:int=0, # Of the run
     device:str="auto", # auto, cpu, cuda
+    keep=None, # Folder of checkpoints
     **kw, # epochs, batch, lr
 )->np.ndarray: # (N,) scores
     "Score pairs with a given first model, or with one trained on the spot."
@@ -350,9 +359,9 @@ def first_scores(
     paths = [Path(root)/p for p in df.image]
     if model is None:
         ims = load_images(paths, TINY["vision_cfg"]["image_size"])
-        return cross_scores(ims, list(df.caption), trusted, folds, seed, device, **kw)
+        return cross_scores(ims, list(df.caption), trusted, folds, seed, device, keep, **kw)
     clip = load_clip(model, device)
-    return pair_scores(clip.encode_images(Files(paths, clip.image_px)), clip.encode_texts(list(df.caption)))
+    return pair_scores(clip.encode_images(Files(paths, clip.image_px)), clip.encode_texts(list(df.caption)), clip.scale)
 
 # %% ../nbs/14_init.ipynb #fc01576a
 def run_init(data, seed, device, workers, pathcap, quilt, openpath, csv, min_px, min_words, min_he, near_bits,
@@ -368,11 +377,13 @@ def run_init(data, seed, device, workers, pathcap, quilt, openpath, csv, min_px,
     if left.sum() < 4: raise PathgenError(f"init: no pair is left to score of {len(df)}; most common reason: {df.reason.mode()[0]}")
     drop = dict(pathcap=drop_pathcap, quilt=drop_quilt, openpath=drop_openpath, csv=drop_csv)
     trusted = df.source[left].map(drop).values == 0
-    df.loc[left,"score"] = first_scores(df[left], trusted, data, model, seed=seed, device=device, epochs=epochs, batch=batch, lr=lr)
+    df.loc[left,"score"] = first_scores(df[left], trusted, data, model, seed=seed, device=device, keep=out, epochs=epochs, batch=batch, lr=lr)
     bad,cuts = cut_lowest(df.score[left].values, df.source[left], drop)
     df.loc[df.index[left][bad],"reason"] = "misaligned"
     df = take_most(df, dict(pathcap=most_pathcap, quilt=most_quilt, openpath=most_openpath), seed)
-    return finish(df, data, seed, workers, val_share, shard_pairs, most_px), cuts
+    df = finish(df, data, seed, workers, val_share, shard_pairs, most_px)
+    for p in out.glob("checkpoint-*.pt"): p.unlink()
+    return df, cuts
 
 # %% ../nbs/14_init.ipynb #cdb18780
 def take_most(

@@ -72,19 +72,25 @@ def train(
     index = read_index(shards)
     clip = _start(start, arch, seed, device)
     key = digest(clip.hash, [file_digest(s) for s in shards], seed, kw)
-    done = read_json(out/"training.json") if (out/"training.json").is_file() else {}
+    keep, record = out/f"checkpoint-{key}.pt", out/"training.json"
+    done = read_json(record) if record.is_file() else {}
     if done.get("key") == key and (out/"open_clip_model.safetensors").is_file():
+        _drop_checkpoints(out)
         return load_clip(out, device), np.array(done["losses"])
+    record.unlink(missing_ok=True)
+    _drop_checkpoints(out, keep)
     images = Shards(index, clip.image_px)
     if len(index)*clip.image_px**2*3 < MEMORY: images,workers = np.stack([images[i] for i in range(len(index))]), 0
-    keep = out/f"checkpoint-{key}.pt"
-    for p in out.glob("checkpoint-*.pt"): p.unlink() if p != keep else None
     losses = fit(clip, images, list(index.text), seed=seed, workers=workers, checkpoint=keep, desc=out.name, **kw)
     clip.name = arch if not start else clip.name
     save_clip(clip, out, f"{len(index)} pairs.")
-    write_json(dict(key=key, pairs=len(index), losses=[round(float(l), 5) for l in losses]), out/"training.json")
-    keep.unlink(missing_ok=True)
+    losses = losses.round(5)
+    write_json(dict(key=key, pairs=len(index), losses=losses.tolist()), record)
+    _drop_checkpoints(out)
     return load_clip(out, device), losses
+
+def _drop_checkpoints(out, but=None): # Remove checkpoints of other runs
+    for p in out.glob("checkpoint-*.pt"): p.unlink() if p != but else None
 
 # %% ../nbs/40_train_clip.ipynb #27d2aeb7
 def recall(
@@ -212,6 +218,7 @@ def run_train_clip(data, seed, device, workers, name, pairs, start, arch, epochs
     val = read_index(found["val"])
     there = tiles and (Path(data)/"phantom/truth").is_dir()
     ts = truth_tiles(data, tile_px, tiles, seed=seed) if there else None
+    if there and ts.empty: raise PathgenError(f"no phantom patch of {tile_px} px is of one class: paint larger slides (phantom.slide_px) or set {name}.tiles to 0")
     ps = read_tiles(ts, data, tile_px, clip.image_px) if there else None
     m,base = look(clip, val, ts, ps), look(_start(start, arch, seed, device), val, ts, ps)
     m = dict(pairs=len(losses)*batch//epochs, loss=losses[-max(1, len(losses)//epochs):].mean(), chance_r1=1/len(val), chance_r10=min(1, 10/len(val)),

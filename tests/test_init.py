@@ -127,3 +127,20 @@ def test_pictures_of_other_things_are_not():
     for name in ("astronaut","chelsea","coffee","camera","page","moon","immunohistochemistry"):
         m = I.stain_measures(Image.fromarray(np.squeeze(getattr(data, name)())).convert("RGB"))
         assert m["he"] < .5, (name, m)
+
+def test_a_killed_first_model_goes_on_to_the_same_bytes(root, monkeypatch):
+    from pathgen import clip as C
+    kw = KW | dict(epochs=2)
+    I.run_init(root, **kw)
+    want = prints(root)
+    (root/"init/pairs.parquet").unlink()
+    rest, epochs = C.Batches.set_epoch, []
+    def stop(self, epoch):
+        if epoch: raise KeyboardInterrupt
+        rest(self, epoch)
+    monkeypatch.setattr(C.Batches, "set_epoch", stop)
+    with pytest.raises(KeyboardInterrupt): I.run_init(root, **kw)
+    monkeypatch.setattr(C.Batches, "set_epoch", lambda self, epoch: (epochs.append(epoch), rest(self, epoch)))
+    I.run_init(root, **kw)
+    assert epochs == [1,0,1], "the first of two models goes on after its first epoch"
+    assert prints(root) == want

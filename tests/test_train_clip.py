@@ -56,6 +56,23 @@ def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
     T.run_train_clip(root, **KW)
     assert model_files(root) == want
 
+def test_a_run_killed_at_its_end_leaves_no_checkpoint(root):
+    T.run_train_clip(root, **KW)
+    want = model_files(root)
+    (root/"models/m/checkpoint-0123456789ab.pt").write_bytes(b"left")
+    T.run_train_clip(root, **KW)
+    assert model_files(root) == want
+
+def test_weights_of_a_killed_run_with_other_parameters_are_not_taken(root, monkeypatch):
+    T.run_train_clip(root, **KW)
+    want, save = model_files(root), C.save_clip
+    def stop(*a): save(*a); raise KeyboardInterrupt
+    monkeypatch.setattr(T, "save_clip", stop)
+    with pytest.raises(KeyboardInterrupt): T.run_train_clip(root, **(KW | dict(lr=1e-4)))
+    monkeypatch.undo()
+    T.run_train_clip(root, **KW)
+    assert model_files(root) == want
+
 def test_a_start_model_is_gone_on_from(root):
     C.save_clip(C.build_clip(seed=4, device="cpu"), root/"models/first")
     r = T.run_train_clip(root, **(KW | dict(start=str(root/"models/first"), epochs=1, lr=1e-9)))
