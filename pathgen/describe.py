@@ -86,9 +86,11 @@ def flat_metrics(
 def sample_slide(
     item:tuple, # Path of a phantom slide, folder of its truth, number of patches
     path=None, # Where to write the table of measures, if anywhere
+    quality:int=90, # Of the JPEG that a patch passes through
 )->pd.DataFrame: # A row a patch: slide_id, truth (JSON), measures
     "Measure random patches of a phantom slide beside their truth."
-    import json
+    import io, json
+    from PIL import Image
     from pathgen.wsi import open_slide
     slide, folder, n = Path(item[0]), item[1], item[2]
     t, px = Truth.load(folder, slide.stem), 672
@@ -98,6 +100,9 @@ def sample_slide(
     pick = np.random.default_rng(int(digest(slide.stem), 16)).permutation(len(ok))[:n]
     at = [(ok[i][0]*t.downsample, ok[i][1]*t.downsample) for i in pick]
     with open_slide(slide) as s: ims, mpp = [s.read(x, y, px) for x,y in at], s.mpp
+    for i,im in enumerate(ims):
+        Image.fromarray(im).save(b := io.BytesIO(), "JPEG", quality=quality)
+        ims[i] = np.asarray(Image.open(b))
     stains = slide_stains([(im,mpp) for im in ims])
     df = pd.DataFrame([dict(slide_id=slide.stem, truth=json.dumps(t.patch(x,y,px)), **measure(im, mpp, stains))
                        for (x,y),im in zip(at,ims)])
@@ -106,11 +111,11 @@ def sample_slide(
 def calibrate(
     root, # Folder of a phantom: slides, truth
     out, # Where the samples go, a table a slide
-    per_slide:int=36, # Patches of a slide
+    per_slide:int=30, # Patches of a slide
     workers:int=2, # Processes
     **options, # Of `fit_rules`
-)->dict: # The table
-    "Learn the table of weights from a phantom."
+)->dict: # Both readers, as they stand in the file
+    "Learn the readers from a phantom."
     import json
     root = need(root)
     items = [(str(p), str(root/"truth"), per_slide) for p in sorted((root/"slides").glob("*.svs"))]
@@ -140,7 +145,7 @@ def image_digests(
     rows = item["rows"][["patch_id","px","mpp"]].to_csv(index=False)
     return [item["source"], rows, [file_digest(f) if f.exists() else None for f in files]]
 
-def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing):
+def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing, **loop):
     "The whole stage: patches.parquet and its images to text/descriptions.parquet."
     get_provider(provider)
     data, items = Path(data), describe_items(data)
@@ -148,7 +153,7 @@ def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing):
     f = functools.partial(describe_slide, folder=folder, provider=provider, mpp_if_missing=mpp_if_missing, seed=seed)
     keys = each(f, items, text/"descriptions", lambda i: i["slide_id"], params=[provider, seed, mpp_if_missing, measured_by()],
                 inputs=lambda i: image_digests(i, folder), code=[describe_slide, describe_by_measure, read_patch, slide_stains],
-                workers=workers, max_failed=max_failed, desc="describe")
+                workers=workers, max_failed=max_failed, desc="describe", **loop)
     df = pd.DataFrame(columns=COLUMNS)
     if keys: df = pd.concat([read_table(text/"descriptions"/f"{k}.parquet") for k in keys], ignore_index=True)
     write_table(df, text/"descriptions.parquet")

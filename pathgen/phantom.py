@@ -6,17 +6,18 @@ Docs: https://pathgen.github.io/pathgen/phantom.html.md"""
 
 # %% auto #0
 __all__ = ['BASE', 'MAP', 'H_OD', 'E_OD', 'GROUNDS', 'NUCLEI', 'PITCH', 'GLANDS', 'NESTS', 'ORGANS', 'MALIGNANT', 'CLASSES',
-           'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'AROUND', 'APERIO', 'WORDS', 'SHOWN', 'ADJECTIVE',
-           'GRADE', 'CYTOLOGY', 'LEAD', 'TUMOUR_LEAD', 'CYTO', 'TUMOUR_CYTO', 'REST', 'DENY', 'SPECIMEN', 'HISTORY',
-           'MASSES', 'BLOCKS', 'SOURCES', 'WEIGHTS', 'FAULTS', 'CODE', 'key_rng', 'gallery', 'stain', 'stain_luts',
-           'to_rgb', 'u8', 'noise', 'warp', 'fibres', 'cells_wall', 'ground', 'nuclei', 'mitoses', 'stamp', 'glands',
-           'nests', 'attributes', 'findings_of', 'painted_findings', 'canvas', 'lay', 'angle_at', 'spread', 'inside',
-           'add_cells', 'put_gland', 'sprites_of', 'place', 'covered', 'fill', 'paint_regions', 'ground_of', 'develop',
-           'by_row', 'paint_patch', 'outline', 'split', 'layout', 'grow', 'soft', 'section', 'thick', 'artefacts',
-           'fold', 'mark', 'write_svs', 'paint_slide', 'strips', 'dust', 'pick', 'listed', 'cap', 'microscopy',
-           'denials', 'plan_report', 'Gross', 'gross', 'write_report', 'figure_caption', 'narration', 'tweet',
-           'paint_pair', 'other_caption', 'not_tissue', 'init_batch', 'image_name', 'write_indexes', 'slide_items',
-           'run_phantom', 'overview', 'prune', 'write_reports', 'write_pairs']
+           'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'GROUND_SHOWS', 'OF_CELLS', 'AROUND', 'APERIO',
+           'CELL_BITS', 'WORDS', 'SHOWN', 'ADJECTIVE', 'GRADE', 'CYTOLOGY', 'LEAD', 'TUMOUR_LEAD', 'CYTO',
+           'TUMOUR_CYTO', 'REST', 'DENY', 'SPECIMEN', 'HISTORY', 'MASSES', 'BLOCKS', 'SOURCES', 'WEIGHTS', 'FAULTS',
+           'CODE', 'key_rng', 'gallery', 'stain', 'stain_luts', 'to_rgb', 'u8', 'noise', 'warp', 'fibres', 'cells_wall',
+           'ground', 'nuclei', 'mitoses', 'stamp', 'glands', 'nests', 'attributes', 'findings_of', 'painted_findings',
+           'canvas', 'lay', 'angle_at', 'spread', 'inside', 'add_cells', 'put_gland', 'sprites_of', 'place', 'covered',
+           'fill', 'paint_regions', 'ground_of', 'develop', 'by_row', 'paint_patch', 'parts_of', 'outline', 'split',
+           'layout', 'grow', 'soft', 'section', 'thick', 'artefacts', 'fold', 'mark', 'write_svs', 'paint_slide',
+           'strips', 'dust', 'painted', 'pick', 'listed', 'cap', 'microscopy', 'denials', 'plan_report', 'Gross',
+           'gross', 'write_report', 'figure_caption', 'narration', 'tweet', 'paint_pair', 'other_caption', 'not_tissue',
+           'init_batch', 'image_name', 'write_indexes', 'slide_items', 'run_phantom', 'overview', 'paint_slides',
+           'prune', 'write_reports', 'write_pairs']
 
 # %% ../nbs/10_phantom.ipynb #9c20e67b
 import functools, io, json, zlib
@@ -27,6 +28,7 @@ from PIL import Image
 from .core import (PathgenError, atomic, each, file_digest, progress,
                           rng as seeded,
                           write_json, write_metrics, write_table, write_text)
+from .findings import CELLS, PARTS
 
 # %% ../nbs/10_phantom.ipynb #33cd4683
 BASE = 0.5  # µm a pixel of the plane on which architecture is drawn
@@ -56,7 +58,7 @@ def gallery(ims, # List of (rows, columns, 3) uint8
         a.imshow(im)
         if titles: a.set_title(titles[k], fontsize=7)
     b = io.BytesIO()
-    fig.savefig(b, format="jpeg", dpi=68, pil_kwargs=dict(quality=60))
+    fig.savefig(b, format="jpeg", dpi=68, pil_kwargs=dict(quality=54))
     plt.close(fig)
     return Shown(b.getvalue(), format="jpeg")
 
@@ -413,14 +415,19 @@ def _epithelium(f, inner, e, h, rng, base=6, cell=0):
     hh = (h * (1 + 0.10 * t) + 0.4 * brush + 0.3 * rim) * (1 - lum) + lum
     return ee, hh, a, lum
 
-def _sprite(e, h, a, f, **places):
+def _part(lum, mucin):
+    "Which of `PARTS` each pixel of a gland is"
+    hollow = PARTS["mucin" if mucin else "lumen"]
+    return np.where(lum > 0.5, hollow, PARTS["epithelium"]).astype(np.uint8)
+
+def _sprite(e, h, a, part, f, **places):
     "Crop to what is opaque; places stay relative to the centre of the crop"
     j, i = np.flatnonzero(a.max(1) > 0), np.flatnonzero(a.max(0) > 0)
     y0, y1, x0, x1 = j[0], j[-1] + 1, i[0], i[-1] + 1
     mid = np.array([(x0 + x1 - f.s) / 2, (y0 + y1 - f.s) / 2, 0]) * [BASE, BASE, 0]
     sub = np.s_[y0:y1, x0:x1]
     fix = lambda v: [p - mid for p in v] if isinstance(v, list) else v - mid
-    return SimpleNamespace(e=u8(e[sub]), h=u8(h[sub]), a=u8(a[sub] * 255),
+    return SimpleNamespace(e=u8(e[sub]), h=u8(h[sub]), a=u8(a[sub] * 255), part=part[sub],
                            **{k: fix(v) for k, v in places.items()})
 
 PITCH = (4.9, 6.4, 8.2,
@@ -445,14 +452,15 @@ def _gland(k, mucin, rng):
     inner = tall * (1 + k.ruffle * np.sin(q) + 0.5 * k.ruffle
                     * np.sin(2.7 * q)) - f.depth
     e, h, a, lum = _epithelium(f, inner, k.e, k.h, rng)
-    if k.goblet: _goblets(f, e, h, tall, k.goblet, rng)
+    part = _part(lum, mucin)
+    if k.goblet: part[_goblets(f, e, h, tall, k.goblet, rng)] = PARTS["mucin"]
     if mucin: _fill(e, h, lum, 5, 20, rng)
     elif rng.random() < k.secretion: _fill(e, h, lum, 36, 6, rng)
     cells = [_lining(f, k, p, tall, rng) for p in PITCH]
     rim = _around(f, 11, lambda n: rng.normal(-0.8, 0.5, n),
                   rng) if k.myo else np.zeros((0, 3))
     rim[:, 2] += np.pi / 2
-    return _sprite(e, h, a, f, cells=cells, rim=rim)
+    return _sprite(e, h, a, part, f, cells=cells, rim=rim)
 
 def _lining(f, k, pitch, tall, rng):
     at = lambda lo, hi: lambda n: k.basal + tall * rng.uniform(lo, hi, n)
@@ -469,12 +477,15 @@ def _fill(e, h, lum, ee, hh, rng):
 
 def _goblets(f, e, h, tall, share, rng):
     at = _around(f, 8.5, lambda n: tall * rng.uniform(0.5, 0.72, n), rng)
+    drops = np.zeros(e.shape, bool)
     for x, y, t in at[rng.random(len(at)) < share]:
         c, s = np.cos(t), np.sin(t)
         u, v = f.g[None] - x, f.g[:, None] - y
         p, q = u * c + v * s, v * c - u * s
         w = np.clip((1 - np.hypot(p / (tall * 0.33), q / 3.6)) * 6, 0, 1)
         e += (6 - e) * w * 0.9; h += (15 - h) * w * 0.8
+        drops |= w > 0.5
+    return drops
 
 def _g(radius, tall, cv=0.18, aspect=1.4, wobble=0.05, ruffle=0.06, basal=4.0,
        strat=0.05,
@@ -524,6 +535,8 @@ def _nest(k, necrosis, mucin, rng):
     elif k.holes and rng.random() < 0.3: _fill(e, h, lum, 34, 6, rng)
     dying = necrosis and rng.random() < 0.6
     core = (f.depth - 0.56 * R) if dying else np.full_like(f.depth, -9.0)
+    part = _part(lum, mucin)
+    part[core > 0] = PARTS["necrosis"]
     if dying: _necrotic(e, h, core, rng)
     turn = lambda p: np.c_[p, rng.uniform(0, np.pi, len(p))]
     def at(z, p):
@@ -536,7 +549,7 @@ def _nest(k, necrosis, mucin, rng):
     rim = _around(f, 10, lambda n: rng.normal(-0.9, 0.4, n),
                   rng) if k.myo else np.zeros((0, 3))
     rim[:, 2] += np.pi / 2
-    return _sprite(e, h, a, f, cells=cells, rim=rim, dead=turn(dead))
+    return _sprite(e, h, a, part, f, cells=cells, rim=rim, dead=turn(dead))
 
 def _hexes(side, pitch, rng, jitter):
     n = int(side / pitch) + 1
@@ -667,10 +680,10 @@ def painted_findings(r # Region with class, attributes and share of epithelium
 # %% ../nbs/10_phantom.ipynb #ad89fe54
 def canvas(rows, # Rows, pixels of 0.5 µm
            cols # Columns, pixels of 0.5 µm
-          ) -> SimpleNamespace: # e, h, busy (rows, cols) uint8; cells, mitoses
+          ) -> SimpleNamespace: # e, h, busy, what (rows, cols) uint8; cells, mitoses
     "An empty section"
     z = lambda: np.zeros((rows, cols), np.uint8)
-    return SimpleNamespace(e=z(), h=z(), busy=z(), cells=[], mitoses=[])
+    return SimpleNamespace(e=z(), h=z(), busy=z(), what=z(), cells=[], mitoses=[])
 
 def lay(cv, # Canvas
         kind, # Key of `GROUNDS`
@@ -773,6 +786,7 @@ def put_gland(cv, # Canvas
               x0, # Left of the mask
               y0, # Top of the mask
               rng, # Generator
+              number=1, # Of the region
               pitch=0, # Which of `PITCH`
               overlap=0.05, # Refuse when more of it is taken
               outside=0.3 # Refuse when more of it lies outside of the region
@@ -796,6 +810,7 @@ def put_gland(cv, # Canvas
         p = plane[a:b, c:d]
         p[:] = (p * (255 - w) + turn(z) * w) // 255
     busy |= on
+    cv.what[a:b, c:d][on] = 8 * number + turn(g.part)[on]
     return [_turned(p, t, fx, fy, x, y) for p in (g.cells[pitch], g.rim,
         getattr(g, "dead", g.rim[:0]))]
 
@@ -834,7 +849,7 @@ def sprites_of(region_class, organ, a, # Class, organ and attributes
     return nests(style, a["necrosis"], a["mucin"])
 
 # %% ../nbs/10_phantom.ipynb #3534a645
-def place(cv, organ, region_class, a, mask, x0, y0, rng):
+def place(cv, organ, region_class, a, mask, x0, y0, number, rng):
     "Place the glands or nests of a region and list their nuclei"
     bank = sprites_of(region_class, organ, a, int(rng.integers(2)))
     if not bank: return
@@ -847,8 +862,8 @@ def place(cv, organ, region_class, a, mask, x0, y0, rng):
             q = q[inside(_smooth(*mask.shape, 240, rng) > -22, q, True)]
         which = rng.integers(0, len(bank), len(q))
         for (x, y), k in zip(q[rng.permutation(len(q))], which):
-            g = put_gland(cv, bank[k], x + x0, y + y0, mask, x0, y0, rng, step, overlap,
-                          outside)
+            g = put_gland(cv, bank[k], x + x0, y + y0, mask, x0, y0, rng, number, step,
+                          overlap, outside)
             if g: got.append(g)
         if normal or covered(cv, mask, x0, y0) > 0.3: break
     if not got: return
@@ -964,17 +979,18 @@ def _infiltrate(cv, free, lymph, x0, y0, rng):
 # %% ../nbs/10_phantom.ipynb #183691ef
 def paint_regions(cv, # Canvas
                   organ, # Key of `ORGANS`
-                  regions, # List of (class, attributes, mask, left, top of its window)
+                  regions, # List of (class, attributes, mask, left, top, number)
                   rng # Generator
                  ):
     "Paint all grounds, then all glands, then the cells between them"
     laid = []
-    for c, a, mask, x0, y0 in regions:
-        laid.append((ground_of(c, organ, a), lay(cv, ground_of(c, organ, a), mask, x0,
-            y0, rng)))
+    for c, a, mask, x0, y0, number in regions:
+        kind, (rows, cols) = ground_of(c, organ, a), mask.shape
+        laid.append((kind, lay(cv, kind, mask, x0, y0, rng)))
+        cv.what[y0:y0+rows, x0:x0+cols][mask] = 8 * number + PARTS["ground"]
     for r in regions: place(cv, organ, *r, rng)
-    for (kind, info), (_, a, mask, x0, y0) in zip(laid, regions): fill(cv, kind, info, a,
-        mask, x0, y0, rng)
+    for (kind, info), (_, a, mask, x0, y0, _) in zip(laid, regions):
+        fill(cv, kind, info, a, mask, x0, y0, rng)
 
 def ground_of(region_class, organ, a):
     "The ground on which a region stands"
@@ -1042,7 +1058,7 @@ def paint_patch(region_class, # One of `CLASSES`
     factor = 1 if mpp >= 0.45 else 2
     n = int(np.ceil(px * mpp / BASE))
     cv = canvas(n, n)
-    paint_regions(cv, organ, [(region_class, a, np.ones((n, n), bool), 0, 0)], rng)
+    paint_regions(cv, organ, [(region_class, a, np.ones((n, n), bool), 0, 0, 1)], rng)
     by_row(cv)
     im = develop(cv, stain_luts(look), factor, (0, 0, n * factor, n * factor))
     im = _blur(im, look.blur / BASE * factor * 0.5)
@@ -1051,6 +1067,36 @@ def paint_patch(region_class, # One of `CLASSES`
     hits = sum(int(inside(cv.busy >= 0, m).sum()) for m in cv.mitoses)
     return im, dict(region_class=region_class, organ=organ, attributes=a, mitoses=hits,
                     findings=findings_of(region_class, a))
+
+# %% ../nbs/10_phantom.ipynb #35c84d7c
+GROUND_SHOWS = dict(collagen=dict(fibrous_stroma=True), loose=dict(fibrous_stroma=None),
+    desmoplastic=dict(desmoplasia=True, fibrous_stroma=None, malignancy=None),
+    muscle=dict(smooth_muscle=True), lymphoid=dict(hyperchromasia=None),
+    necrosis=dict(necrosis=True, hyperchromasia=None, malignancy=None),
+    mucus=dict(mucin=True), adipose=dict(adipose=True), alveoli={})
+OF_CELLS = ("enlarged_nuclei", "hyperchromasia", "pleomorphism", "prominent_nucleoli",
+            "uniform_nuclei", "malignancy", "benign")
+
+def parts_of(region_class, # One of `CLASSES`
+             organ, # Key of `ORGANS`
+             a # From `attributes`
+            ) -> dict: # part -> concept -> bool; what is open is left out
+    "Findings of each part of a region"
+    f, c = findings_of(region_class, a), region_class
+    none = {k: False for k in (*ARCHITECTURE.values(), "desmoplasia", "hemorrhage",
+                               *OF_CELLS[:4], "malignancy")}
+    parts = dict(ground=none | GROUND_SHOWS[ground_of(c, organ, a)])
+    if c in (*_GRADE, "normal_glands"):
+        alike = dict(solid_growth=None) if c in ("carcinoma_moderate", "in_situ") else {}
+        if c == "in_situ": alike["cribriform"] = None
+        cells = none | alike | {ARCHITECTURE[c]: True} | {k: f.get(k) for k in OF_CELLS}
+        hollow = {k: False if k in OF_CELLS[:4] else v for k, v in cells.items()
+                  if k != "uniform_nuclei"}
+        parts |= dict(epithelium=cells, lumen=hollow,
+            mucin=hollow | dict(mucin=None if c == "normal_glands" else True),
+            necrosis=hollow | dict(necrosis=True, hyperchromasia=None))
+    known = lambda d: {k: v for k, v in d.items() if v is not None}
+    return {k: known(d) for k, d in parts.items()}
 
 # %% ../nbs/10_phantom.ipynb #704b1139
 AROUND = dict( # normal structures about a lesion, by organ
@@ -1170,7 +1216,7 @@ def section(ids, # (n, n) uint8 region map
             0), min(i[-1] + 3, n)
         if not (m & (ids > 0)).any(): continue
         mask = soft(m[a:b, c:d], _fray(b - a, d - c, k, rng))
-        todo.append((r["region_class"], r["attributes"], mask, c * k, a * k))
+        todo.append((r["region_class"], r["attributes"], mask, c * k, a * k, r["id"]))
     paint_regions(cv, organ, todo, rng)
     tear = np.clip(_smooth(n * k, n * k, 12, rng), -80, 80).astype(np.int16)
     cv.tissue = soft(ids > 0, tear)
@@ -1310,6 +1356,9 @@ def _tiles(im, quality):
     return out
 
 # %% ../nbs/10_phantom.ipynb #d4b3e601
+CELL_BITS = dict(lymphocyte=CELLS["lymphocytes"], plasma=CELLS["lymphocytes"],
+                 rbc=CELLS["hemorrhage"])
+
 def paint_slide(item, # slide_id, patient_id, source, benign, px, mpp, seed
                 path # The .svs file
                ):
@@ -1363,14 +1412,27 @@ def dust(cv, rng):
     q = q[~inside(cv.tissue, q)]
     add_cells(cv, ("dust", 1.6), q[:, 0], q[:, 1], rng.uniform(0, 3, len(q)), rng)
 
+def painted(cv # Canvas of a section
+           ) -> np.ndarray: # (n, n, 3) uint8 on the map: region, part, cells
+    "What was painted at the centre of each pixel of the map, and which cells lie in it"
+    k = int(MAP / BASE)
+    what, cells = ((z[k // 2::k, k // 2::k]) for z in (cv.what * cv.tissue, cv.what * 0))
+    cells = np.ascontiguousarray(cells)
+    for bank, _, x, y, _ in cv.cells:
+        bit = CELL_BITS.get(bank[0], 0)
+        np.bitwise_or.at(cells, ((y // k).astype(int), (x // k).astype(int)), np.uint8(bit))
+    return np.stack([what >> 3, what & 7, cells], -1)
+
+# %% ../nbs/10_phantom.ipynb #2308405b
 def _truth(item, ids, regions, art, cv, out):
     out.mkdir(parents=True, exist_ok=True)
     sid, f = item["slide_id"], BASE / item["mpp"]
-    for name, z in ((f"{sid}.png", ids),
-                    (f"{sid}.artefacts.png", art)): Image.fromarray(z).save(out / name)
+    for name, z in (("", ids), (".artefacts", art), (".painted", painted(cv))):
+        Image.fromarray(z).save(out / f"{sid}{name}.png")
     regs = [dict(id=r["id"], region_class=r["region_class"], lesion=r["lesion"],
                  attributes=r["attributes"],
-                 epithelium=round(r["epithelium"], 3), findings=painted_findings(r))
+                 epithelium=round(r["epithelium"], 3), findings=painted_findings(r),
+                 parts=parts_of(r["region_class"], item["source"], r["attributes"]))
                  for r in regions]
     mit = np.concatenate([np.zeros((0, 2)), *cv.mitoses]) * f
     truth = dict(slide_id=sid, source=item["source"], mpp=item["mpp"],
@@ -1867,11 +1929,7 @@ def run_phantom(data, seed, workers, max_failed, organs, patients, slides_per_pa
     out = Path(data) / "phantom"
     items = slide_items(organs, patients, slides_per_patient, benign_share, slide_px,
                         slide_mpp, seed)
-    each(paint_slide, items, out, lambda i: f"slides/{i['slide_id']}", ".svs",
-         params=items[0] | dict(slide_id=0),
-         inputs=lambda i: i, code=CODE, workers=workers, max_failed=max_failed,
-         desc="slides")
-    for d in ("slides", "truth"): prune(out / d, {i["slide_id"] for i in items})
+    paint_slides(items, out, workers, max_failed)
     prune(out / "reports", {i["patient_id"] for i in items})
     slides = write_reports(items, out, seed)
     n = dict(pathcap=pairs_pathcap, quilt=pairs_quilt, openpath=pairs_openpath)
@@ -1891,9 +1949,23 @@ def overview(path # A slide of the phantom
     import tifffile
     with tifffile.TiffFile(path) as t: return t.pages[-1].asarray()
 
+def paint_slides(items, # From `slide_items`
+                 out, # Folder of the phantom
+                 workers=2, # Processes
+                 max_failed=0.0, # Share of the slides that may fail
+                 **loop # Of `each`
+                ):
+    "Paint the slides and their truth, and remove those of an earlier run"
+    each(paint_slide, items, out, lambda i: f"slides/{i['slide_id']}", ".svs",
+         params=items[0] | dict(slide_id=0), inputs=lambda i: i, code=CODE,
+         workers=workers, max_failed=max_failed, desc="slides", **loop)
+    for d in ("slides", "truth"):
+        prune(Path(out) / d, {i["slide_id"] for i in items})
+
 CODE = [paint_slide, paint_regions, paint_patch, nuclei, glands, nests, develop, layout,
         artefacts, write_svs]
 
+# %% ../nbs/10_phantom.ipynb #8e862913
 def prune(folder, # Folder of files that begin with an id
           ids # Ids to keep
          ):

@@ -22,9 +22,10 @@ def folder(root, slides=("S1","S2"), n=3, mpp=.5, truth=False):
         t = root/"phantom"/"truth"
         t.mkdir(parents=True)
         for s in slides:
-            for e,v in ((".png",1),(".artefacts.png",0)): Image.fromarray(np.full((21,84), v, np.uint8)).save(t/f"{s}{e}")
+            one = np.ones((21,84), np.uint8)
+            for e,z in {"":one, ".artefacts":0*one, ".painted":np.stack([one,one,0*one], -1)}.items(): Image.fromarray(z).save(t/f"{s}{e}.png")
             write_json(dict(slide_id=s, source="breast", mpp=.5, downsample=16, mitoses=[], report={},
-                            regions=[dict(id=1, region_class="adipose", findings=dict(adipose=True, necrosis=False))]), t/f"{s}.json")
+                            regions=[dict(id=1, region_class="adipose", parts=dict(ground=dict(adipose=True, necrosis=False)))]), t/f"{s}.json")
     return root
 
 def run(root, **kw): return ds.run_describe(**dict(data=root, seed=0, workers=1, max_failed=0., provider="builtin", mpp_if_missing=None)|kw)

@@ -67,35 +67,65 @@ def test_phrases_do_not_leak():
         for p in CONCEPTS[k].phrases:
             assert set(claims(f"There is {p}.")) - {k} - implied <= {"inflammation", "lymphocytes", "preserved_architecture"}, p
 
+NONE = dict(normal_glands=False, cribriform=False, in_situ=False, necrosis=False, mucin=False, lymphocytes=False)
+
 @pytest.fixture
 def truth(tmp_path):
+    """Normal glands on the left, cribriform nests with two lumina and an in situ lesion on stroma, then necrosis; a patch has 16 x 16 pixels."""
     from PIL import Image
-    mask = np.zeros((64, 64), np.uint8); mask[:, 8:32] = 1; mask[:, 32:56] = 2
+    mask = np.zeros((64, 64), np.uint8); mask[:, 8:24] = 1; mask[:, 24:40] = 2; mask[:, 40:56] = 3; mask[:8, 56:] = 4
+    part = np.where(mask > 0, 2, 0).astype(np.uint8)
+    part[:, 24:40] = 1; part[4:14, 26:38] = 2; part[6:8, 28:30] = part[10:12, 34:36] = 3 # a nest with two lumina
+    part[24:44, 26:38] = 2; part[30:32, 30:32] = 3                                       # a nest with one
+    part[:, 40:56] = 1; part[20:60, 42:54] = 2
+    cells = np.zeros_like(part); cells[48:, 24:40:4] = 1
     art = np.zeros_like(mask); art[:4] = 1
-    regions = [dict(id=1, region_class="normal_glands", findings=dict(normal_glands=True, necrosis=False)),
-               dict(id=2, region_class="necrosis", findings=dict(normal_glands=False, necrosis=True, mucin=False))]
-    info = dict(slide_id="S", source="colon", mpp=.25, downsample=32, regions=regions, mitoses=[[1100, 100], [1200, 90], [700, 90]],
+    parts = lambda **k: dict(ground=NONE, epithelium=NONE|k, lumen=NONE|k)
+    regions = [dict(id=1, region_class="normal_glands", parts=parts(normal_glands=True)),
+               dict(id=2, region_class="carcinoma_moderate", parts=parts(cribriform=True)),
+               dict(id=3, region_class="in_situ", parts=parts(in_situ=True)),
+               dict(id=4, region_class="necrosis", parts=dict(epithelium=dict(necrosis=True)))]
+    info = dict(slide_id="S", source="colon", mpp=.25, downsample=32, regions=regions, mitoses=[[900, 100], [950, 90], [300, 90]],
                 report=dict(findings=dict(necrosis=True), regions=[2], measurements=0))
     (tmp_path/"S.json").write_text(json.dumps(info))
-    Image.fromarray(mask).save(tmp_path/"S.png"); Image.fromarray(art).save(tmp_path/"S.artefacts.png")
+    for n,z in {"":mask, ".artefacts":art, ".painted":np.stack([mask, part, cells], -1)}.items(): Image.fromarray(z).save(tmp_path/f"S{n}.png")
     return Truth.load(tmp_path, "S")
 
-def test_truth_of_patches(truth):
-    assert truth.patch(1056, 0, 672) == dict(normal_glands=False, necrosis=True, mucin=False, mitoses=True)
-    left = truth.patch(288, 320, 672)
-    assert left["normal_glands"] and left["mitoses"] is False and "mucin" not in left
-    assert "necrosis" not in truth.patch(384, 320, 672)      # 5% of the patch: nobody can be blamed
-    assert truth.patch(288, 0, 672).get("mitoses") is None   # a single figure
-    assert truth.patch(30000, 30000, 672) == dict(normal_glands=False, necrosis=False, mucin=False, mitoses=False)
+def test_a_patch_shows_what_was_painted_in_it(truth):
+    assert truth.patch(256, 512, 512) == NONE | dict(normal_glands=True, mitoses=False)
+    assert truth.patch(768, 1536, 480) == NONE | dict(lymphocytes=True, mitoses=False) # stroma of the carcinoma shows no nest
+    edge = truth.patch(0, 512, 256+26)                                                # 9% of it is glands: nobody can be blamed
+    assert "normal_glands" not in edge and edge["necrosis"] is False
+    assert truth.patch(30000, 30000, 512) == NONE | dict(mitoses=False)
+
+def test_a_pattern_needs_its_mark_in_view(truth):
+    assert truth.patch(768, 0, 512)["cribriform"] is True         # two lumina
+    assert "cribriform" not in truth.patch(768, 768, 512)         # one: it might be anything
+    assert truth.patch(768, 1472, 512)["cribriform"] is False     # no nest at all
+    assert truth.patch(1280, 512, 512)["in_situ"] is True         # with its border
+    assert "in_situ" not in truth.patch(1376, 800, 288)           # from its middle
+
+def test_open_areas_are_neither_true_nor_false(truth):
+    corner = truth.patch(56*32, 0, 256)
+    assert corner == dict(necrosis=True, mitoses=False) # this region keeps silent on all the rest
+
+def test_mitoses_are_counted(truth):
+    assert truth.patch(768, 0, 512)["mitoses"] is True
+    assert "mitoses" not in truth.patch(256, 0, 512)
+    assert truth.patch(256, 512, 512)["mitoses"] is False
 
 def test_truth_of_areas(truth):
-    assert truth.classes(1056, 0, 672) == pytest.approx(dict(necrosis=1))
-    assert sum(truth.classes(0, 0, 512).values()) == pytest.approx(.5)
-    assert truth.region_fraction(800, 200, 672, truth.report["regions"]) == pytest.approx((800+672-1024)/672)
-    assert truth.tissue(clean=False).sum() - truth.tissue().sum() == 4*48
+    assert truth.classes(1280, 512, 512) == pytest.approx(dict(in_situ=1))
+    assert sum(truth.classes(0, 512, 512).values()) == pytest.approx(.5)
+    assert truth.region_fraction(512, 512, 512, truth.report["regions"]) == pytest.approx(.5)
+    assert truth.tissue(clean=False).sum() - truth.tissue().sum() == 4*56
 
 def test_truth_missing(tmp_path):
     with pytest.raises(PathgenError, match="nothing.json.*pathgen run phantom"): Truth.load(tmp_path, "nothing")
+
+def test_an_old_truth_says_what_is_missing(truth, tmp_path):
+    (tmp_path/"S.painted.png").unlink()
+    with pytest.raises(PathgenError, match="S.painted.png.*pathgen run phantom"): Truth.load(tmp_path, "S")
 
 def test_score_counts():
     n = score([dict(a=True, b=False, c=True), dict()], [dict(a=True, b=True, c=False), dict(a=True, d=False)])

@@ -69,12 +69,41 @@ def test_pen_does_not_pass_for_a_dye():
     a, b = mm.estimate_stains([im]), mm.estimate_stains([inked])
     assert np.allclose(a.matrix, b.matrix, atol=.06)
 
-def test_the_table_fits_the_measures_and_the_lexicon():
-    names, rules = set(mm.measure(draw(GRID), .5)), mm.load_rules()
-    assert set(rules) <= set(CONCEPTS)
+def test_the_readers_fit_the_measures_and_the_lexicon():
+    names, rules, net = set(mm.measure(draw(GRID), .5)), mm.load_rules(), mm.load_net()
+    assert set(rules) <= set(CONCEPTS) and set(net["concepts"]) == set(rules)
+    assert set(net["measures"]) == names
     for c,r in rules.items():
-        assert set(r["weights"]) <= names, c
-        assert r["absent"] < r["present"], c
+        assert set(r["measures"]) <= names, c
+        assert r["absent"] <= r["present"] and r["drop"] <= r["add"], c
+    assert mm.rules_file().stat().st_size < 1e6
+
+def test_the_trees_vote_like_the_library_that_grew_them():
+    g = np.random.default_rng(0)
+    x = g.normal(size=(300, 7)).round(2)
+    y = (x[:,2] > 0) & (x[:,5] + x[:,0] > .3)
+    model = mm._boost(x, y)
+    rule = mm.as_arrays(mm._rule(model, list("abcdefg"), np.zeros(7)))
+    used = x[:,["abcdefg".index(k) for k in rule["measures"]]]
+    votes = mm._vote(rule, used)
+    assert np.abs(votes - model.decision_function(x)).max() < .01 # what rounding to four digits leaves
+    assert ((votes > 0) == y).mean() > .95
+
+def test_two_readers_together_stand_between_them():
+    m = mm.measure(draw(GRID), .5)
+    net, first, both = mm.load_net(), mm.chances(m), mm.second_chances(m)
+    z = np.array([np.clip((mm._level(k, m[k])-c)/s, -3, 3) for k,(c,s) in net["measures"].items()])
+    own = mm.logistic(mm._net_sums(net, z))
+    for c,p in zip(net["concepts"], own): assert min(p, first[c])-1e-6 <= both[c] <= max(p, first[c])+1e-6
+
+def test_limits_keep_what_they_promise():
+    g = np.random.default_rng(0)
+    y = g.random(4000) < .3
+    p = mm.logistic(np.where(y, 1., -1.) + g.normal(0, 1.2, 4000))
+    cut = mm._lowest(p, y, .9)
+    assert y[p >= cut].mean() >= .9 > y[p >= cut-.1].mean()
+    assert y[p <= mm._highest(p, y, .03)].mean() <= .03
+    assert mm._lowest(g.random(4000), y, .9) > 1 and mm._highest(g.random(4000), y, .03) < 0 # chance alone claims nothing
 
 def test_what_is_said_is_what_was_found():
     g = np.random.default_rng(1)
@@ -86,7 +115,7 @@ def test_what_is_said_is_what_was_found():
 def crc(kind):
     return {p.stem:np.asarray(Image.open(p).convert("RGB")) for p in sorted((CRC/kind).glob("*.png"))}
 
-SHOWN = dict(ADI="adipose", LYM="lymphocytes", MUS="smooth_muscle") # what the phantom's table tells on real tissue
+SHOWN = dict(ADI="adipose", LYM="lymphocytes", MUS="smooth_muscle") # what readers fitted to the phantom tell on real tissue
 WRONG = dict(ADI=("malignancy","solid_growth","mitoses","mucin"), LYM=("adipose","smooth_muscle"), MUC=("solid_growth","adipose"),
              MUS=("solid_growth","adipose","mucin"), NORM=("solid_growth","smooth_muscle"), STR=("adipose","solid_growth"),
              TUM=("adipose","smooth_muscle"))
@@ -94,7 +123,8 @@ WRONG = dict(ADI=("malignancy","solid_growth","mitoses","mucin"), LYM=("adipose"
 @real
 @pytest.mark.parametrize("kind", SHOWN)
 def test_real_fat_lymphocytes_and_muscle_are_named(kind):
-    assert all(mm.observe(mm.measure(im, .5)).get(SHOWN[kind]) for im in crc(kind).values())
+    c = SHOWN[kind]
+    assert all(mm.second_chances(mm.measure(im, .5))[c] >= mm.load_rules()[c]["present"] for im in crc(kind).values())
 
 @real
 def test_real_tissue_is_seldom_called_what_it_cannot_be():
@@ -102,7 +132,7 @@ def test_real_tissue_is_seldom_called_what_it_cannot_be():
     assert len(bad) <= 1, bad
 
 @real
-@pytest.mark.xfail(reason="the table is fitted to the phantom: real tumour and mucus are not recognised yet", strict=True)
+@pytest.mark.xfail(reason="the readers are fitted to the phantom: half of the real tumour and mucus is not recognised yet", strict=True)
 @pytest.mark.parametrize("kind,concept", [("TUM","malignancy"), ("MUC","mucin")])
 def test_real_tumour_and_mucus_are_named(kind, concept):
     assert all(mm.observe(mm.measure(im, .5)).get(concept) for im in crc(kind).values())

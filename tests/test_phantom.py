@@ -5,7 +5,7 @@ from PIL import Image
 from pathgen.core import PathgenError
 from pathgen.findings import claims
 from pathgen.phantom import (ARCHITECTURE, FAULTS, MALIGNANT, ORGANS, attributes, findings_of, microscopy,
-                             paint_patch, run_phantom, slide_items)
+                             paint_patch, parts_of, run_phantom, slide_items)
 
 FAULTY = dict(duplicates=0.1, broken=0.1, tiny=0.1, wordless=0.1, not_histology=0.1)
 ARGS = dict(seed=3, workers=1, max_failed=0.0, organs=["colon", "prostate"], patients=1, slides_per_patient=1,
@@ -51,6 +51,33 @@ def test_truth_fits_the_image(phantom):
         dark = im.reshape(84, 32, 84, 32, 3).min((1, 3)).min(-1) < 190
         assert dark[(ids > 0) & (art == 0)].mean() > 0.7
         assert dark[(ids == 0) & (art != 2)].mean() < 0.12
+
+def test_what_was_painted_fits_the_image(phantom):
+    import tifffile
+    from pathgen.findings import CELLS, PARTS
+    light, seen = {}, 0
+    for t in truths(phantom):
+        region, part, cells = np.moveaxis(np.asarray(Image.open(phantom / "truth" / f"{t['slide_id']}.painted.png")), -1, 0)
+        ids = np.asarray(Image.open(phantom / "truth" / f"{t['slide_id']}.png"))
+        on = (part == PARTS["ground"]) & (ids > 0)
+        assert (region[on] == ids[on]).mean() > 0.9 and set(np.unique(region)) - {0} <= {r["id"] for r in t["regions"]}
+        assert ((part == 0) == (region == 0)).all()
+        im = tifffile.imread(phantom / "slides" / f"{t['slide_id']}.svs", level=0, series=0)
+        mid = im.reshape(84, 32, 84, 32, 3)[:, 12:20, :, 12:20].mean((1, 3, 4))
+        for k, n in PARTS.items(): light.setdefault(k, []).extend(mid[part == n])
+        red = (cells & CELLS["hemorrhage"]) > 0
+        seen += red.sum() + ((cells & CELLS["lymphocytes"]) > 0).sum()
+    assert np.mean(light["lumen"]) > np.mean(light["epithelium"]) + 20 and seen > 50
+
+def test_parts_show_what_the_region_claims():
+    for c in ARCHITECTURE:
+        for k in range(20):
+            organ, a = list(ORGANS)[k % 6], attributes(c, list(ORGANS)[k % 6], np.random.default_rng(k))
+            parts, whole = parts_of(c, organ, a), findings_of(c, a)
+            said = {f for p in parts.values() for f, v in p.items() if v}
+            extra = {"necrosis", "mucin", "smooth_muscle", "fibrous_stroma"}
+            assert said <= {f for f, v in whole.items() if v} | extra
+            if "epithelium" in parts: assert parts["epithelium"][ARCHITECTURE[c]] and not parts["ground"][ARCHITECTURE[c]]
 
 def test_reports_say_what_was_painted(phantom):
     for t in truths(phantom):

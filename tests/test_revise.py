@@ -67,7 +67,7 @@ def test_an_error_and_its_inverse_cancel(op):
     assert n > 90
 
 def test_a_reader_who_knows_repairs_everything_and_touches_nothing_else():
-    rules = {c:dict(present=.8) for c in PHRASES}
+    rules = {c:dict(add=.9, drop=.3) for c in PHRASES}
     good = {k:[] for k in ("none","add","delete","edit")}
     for i in range(80):
         text, truth = random_case(i)
@@ -77,7 +77,7 @@ def test_a_reader_who_knows_repairs_everything_and_touches_nothing_else():
     assert np.mean(good["none"]) == 1 and min(np.mean(good[k]) for k in ("add","delete","edit")) > .97
 
 def test_doubt_changes_nothing():
-    rules = {c:dict(present=.8) for c in PHRASES}
+    rules = {c:dict(add=.9, drop=.3) for c in PHRASES}
     for i in range(30):
         text, truth = random_case(i)
         assert rv.proposals(text, {c:.6 for c in truth}, rules) == []
