@@ -1,0 +1,73 @@
+"Kill and relaunch: a small campaign, two runs at once, Ctrl-C, what killed writers leave behind."
+import json, os, re, signal, subprocess, sys, time
+import pandas as pd, pytest, yaml
+from conftest import ROOT, copy_tree, sh
+from pathgen import chaos, core
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    "A copy of the tree with a profile that takes seconds: two small slides of one organ."
+    tree = copy_tree(tmp_path_factory.mktemp('chaos')/'tree')
+    p = yaml.safe_load((tree/'profiles/smoke.yaml').read_text())
+    p['phantom'] |= dict(organs=['colon'], patients=2, slide_px=2016, pairs_pathcap=12, pairs_quilt=12, pairs_openpath=12)
+    p['chaos'] |= dict(profile='../params.yaml', kills=5, targets=['tile','reports'])
+    (tree/'params.yaml').write_text(yaml.safe_dump(p, sort_keys=False))
+    return tree
+
+def half_written(folder):
+    "Names of temporary files and workshops in `folder`."
+    return [str(p) for p in folder.rglob('*') if '.tmp' in p.name]
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tree):
+    sh('pathgen', 'run', 'chaos', cwd=tree)
+    m = json.loads((tree/'data/metrics/chaos.json').read_text())
+    assert m['kills'] >= 3 and m['stages']==4 and m['stages_hit'] >= 3 and m['files_compared'] > 50 and m['items'] >= 4
+    assert not any(m[k] for k in ('files_different', 'leftovers', 'items_done_again', 'processes_left')), m
+    runs = pd.read_csv(tree/'data/metrics/chaos.csv')
+    assert runs.kill.notna().sum()==m['kills'] and not (tree/'data/chaos').exists()
+
+def start(tree, *cmd):
+    "A command in a process group of its own that takes Ctrl-C, as in a terminal; a background job would ignore it."
+    env = os.environ | {chaos.MARK: str(tree), 'PYTHONPATH': str(tree)}
+    return subprocess.Popen(cmd, cwd=tree, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+
+def wait_for(happens, process, seconds=60):
+    end = time.time()+seconds
+    while not happens() and time.time() < end and process.poll() is None: time.sleep(.05)
+    assert happens() and process.poll() is None
+
+@pytest.mark.slow
+def test_two_runs_at_once_and_ctrl_c(tree):
+    run = start(tree, 'dvc', 'repro', 'phantom')
+    try:
+        wait_for(lambda: (tree/'data/phantom/.tmp').exists(), run)
+        second = sh('pathgen', 'run', 'phantom', cwd=tree, check=False)
+        assert second.returncode==1 and re.fullmatch(r'pathgen run: stage phantom of data is being written by process \d+ on \S+: wait for it, .*\n', second.stdout)
+        second = sh('dvc', 'repro', 'phantom', cwd=tree, check=False)
+        assert second.returncode and 'busy, it is being blocked by' in second.stdout
+        at = time.time()
+        os.killpg(run.pid, signal.SIGINT)
+        said = run.communicate(timeout=60)[0]
+        assert time.time()-at < 20
+    finally: chaos._put_down_all(tree)
+    assert said.count('stopped: what is finished stays') == 1 and 'Traceback' not in said, said
+    assert half_written(tree/'data') == [] and chaos.cut_locks(tree) == []
+
+def test_doctor_names_a_lock_file_that_was_cut_off(tree):
+    lock = tree/'.dvc/tmp/rwlock'
+    core.write_text('{"write": {"data', lock)
+    assert 'fail  .dvc/tmp/rwlock was cut off by a kill: delete it' in sh('pathgen', 'doctor', cwd=tree, check=False).stdout
+    lock.unlink()
+
+KILLED = "import os, sys; from pathgen.core import atomic\nwith atomic(sys.argv[1]) as tmp: tmp.write_text('half'); os.kill(os.getpid(), 9)"
+
+def test_the_temporary_file_of_a_killed_writer_goes(tmp_path):
+    subprocess.run([sys.executable, '-c', KILLED, tmp_path/'a.txt'], env=os.environ | {'PYTHONPATH': str(ROOT)})
+    left = half_written(tmp_path)
+    assert len(left) == 1
+    mine = left[0].rpartition('-')[0] + f'-{os.getpid()}.tmp.txt'
+    (tmp_path/mine).write_text('of a process that lives')
+    core.write_text('whole', tmp_path/'b.txt')
+    assert half_written(tmp_path) == [mine]
