@@ -8,7 +8,7 @@ SHELL   := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: help env repro real test lab docs render bench clean
+.PHONY: help env repro real test calibrate lab docs render bench chaos fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -31,7 +31,8 @@ repro: $(READY) ## Run the pipeline (dvc repro), with PROFILE=NAME from that pro
 ifneq ($(PROFILE),)
 	pathgen profile $(PROFILE)
 endif
-	dvc repro
+	@echo dvc repro
+	@dvc repro || { pathgen doctor | grep ^fail; exit 1; }
 	@echo
 	@echo "Pairs: data/pairs, explained in data/pairs/README.md"
 	@echo "Executed notebooks: data/runs    Numbers: data/metrics (dvc metrics show)"
@@ -48,6 +49,12 @@ test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to 
 	@echo "2/2 Repository, modules, and the smoke profile end to end (pytest)"
 	@python -m pytest tests/test_repo.py tests/test_params.py tests
 
+calibrate: $(READY) ## Fit the builtin readers anew to phantom slides of their own
+	python -c 'from pathgen.phantom import ORGANS, paint_slides, slide_items; \
+	  from pathgen.describe import calibrate; from pathgen.morphometry import write_rules; \
+	  paint_slides(slide_items(list(ORGANS), 24, 1, .17, 5376, .25, 4242), "data/calibration/phantom"); \
+	  write_rules(calibrate("data/calibration/phantom", "data/calibration/samples"))'
+
 lab: $(READY) ## Open JupyterLab on the notebooks
 	jupyter lab --notebook-dir nbs
 
@@ -63,9 +70,16 @@ bench: $(READY) ## Time reading, encoding and selecting beside other tools
 	uv pip install -q --constraints requirements.txt -e '.[bench]'
 	pathgen run speed
 
+fuzz: $(READY) ## Send spoilt slides, reports, tables and parameters through the stages
+	pathgen run fuzz --params $(if $(wildcard ../shared/data/slides),profiles/real.yaml,params.yaml)
+	@$(if $(wildcard ../shared/data/slides),mkdir -p data/runs && cp data/real/runs/82_fuzz.ipynb data/runs/)
+
+chaos: $(READY) ## Kill the smoke profile at random moments and compare it with a run left alone
+	pathgen run chaos
+
 clean: ## Remove what the pipeline and the site made, DVC's cache included
 	@test ! -e $(READY) || python -c "$$REMOVE_OUTS"
-	rm -rf .dvc/cache .dvc/tmp docs/_build docs/*.ipynb docs/images docs/jupyter_execute .pytest_cache
+	rm -rf .dvc/cache .dvc/tmp data/chaos docs/_build docs/*.ipynb docs/images docs/jupyter_execute .pytest_cache
 
 define REMOVE_OUTS
 import shutil, yaml

@@ -11,10 +11,9 @@ PARAMS = dict(base=dict(data="../data", seed=3), cut=dict(tile_px=16, mpp=None))
 
 def project(root, code, params=PARAMS, extra=""):
     "A project with one stage, `cut`."
-    cells = [nbformat.v4.new_code_cell("from pathlib import Path", id="a"),
-             nbformat.v4.new_code_cell('tile_px = 8 # Side, px\nmpp = None # Target µm per px, "#" or none\ndata = "../data" # Root\n'
+    cells = [nbformat.v4.new_code_cell('tile_px = 8 # Side, px\nmpp = None # Target µm per px, "#" or none\ndata = "../data" # Root\n'
                                        f'seed = 0 # Seed{extra}', id="b", metadata=dict(tags=["parameters"])),
-             nbformat.v4.new_code_cell(code, id="c")]
+             nbformat.v4.new_code_cell(f"#| run\nfrom pathlib import Path\n{code}", id="c")]
     (root/"nbs").mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), root/"nbs"/"20_cut.ipynb")
     (root/"params.yaml").write_text(yaml.safe_dump(params))
@@ -46,7 +45,7 @@ def test_same_run_same_bytes_and_progress_reaches_the_terminal(tmp_path):
     assert shell(tmp_path/"data", "run", "cut").returncode==0, "any folder of the project will do"
     assert run.read_bytes()==before
     nb = json.loads(before)
-    assert [c["id"] for c in nb["cells"]]==["a", "b", "params", "c"] and "papermill" not in before.decode()
+    assert [c["id"] for c in nb["cells"]]==["b", "params", "c"] and "papermill" not in before.decode()
     assert sorted(p.name for p in run.parent.iterdir())==["20_cut.ipynb"]
 
 def test_a_failing_stage_ends_in_one_line_and_keeps_its_notebook(tmp_path):
@@ -97,15 +96,19 @@ def test_interruption_is_clean(tmp_path, sig):
 
 @pytest.mark.parametrize("change, message", [
     (dict(cut=dict(tile_px=16, mpp=None, tile_pxs=1)), "params.yaml: cut.tile_pxs is not a parameter of nbs/20_cut.ipynb: did you mean tile_px?"),
-    (dict(cut=dict(mpp=None)), "params.yaml: cut.tile_px is missing: a whole number (Side, px; the notebook has 8)"),
+    (dict(cut=dict(mpp=None)), "params.yaml: cut.tile_px is missing: a whole number (Side, px; such as 8)"),
     (dict(cut=dict(tile_px="16", mpp=None)), "params.yaml: cut.tile_px is '16', but takes a whole number (Side, px)"),
     (dict(cut=dict(tile_px=True, mpp=None)), "params.yaml: cut.tile_px is True, but takes a whole number"),
-    (dict(cut=dict(tile_px=16, mpp=[1])), "params.yaml: cut.mpp is [1], but takes a text, a number or null"),
+    (dict(cut=dict(tile_px=16, mpp=[1])), "params.yaml: cut.mpp is [1], but takes a text, or null"),
     (dict(cut=dict(tile_px=16, mpp=None, seed=1)), "params.yaml: cut.seed is not a parameter of nbs/20_cut.ipynb"),
     (dict(base=dict(data="../data")), "params.yaml: base.seed is missing: a whole number"),
-    (dict(base=dict(data="../data", seed="x")), "params.yaml: base.seed is 'x', but takes a whole number (seed of the run)"),
+    (dict(base=dict(data="../data", seed="x")), "params.yaml: base.seed is 'x', but takes a whole number, at least 0 (seed of the run"),
     (dict(base=dict(data="../data", seed=0, wrokers=1)), "params.yaml: base.wrokers is not a parameter: did you mean workers?"),
+    (dict(base=dict(data="../data", seed=-1)), "params.yaml: base.seed is -1, but takes a whole number, at least 0"),
+    (dict(base=dict(data="../data", seed=0, engine="rey")), "params.yaml: base.engine is 'rey', but takes one of local, ray, HOST:PORT: did you mean ray?"),
     (dict(cut=None), "params.yaml must hold sections"),
+    (dict(ctu=dict(tile_px=16)), "params.yaml: ctu is not a stage: did you mean cut?"),
+    (dict(ctu=dict(tile_px=16)), "params.yaml: ctu is not a stage: did you mean cut?"),
 ])
 def test_wrong_parameters_are_refused_before_any_work(tmp_path, monkeypatch, change, message):
     project(tmp_path, "Path('../ran').write_text('')", params={**PARAMS, **change})
@@ -126,7 +129,7 @@ def test_missing_section_file_stage_and_project(tmp_path, monkeypatch):
     assert r.exit_code==1 and "run pathgen inside the project" in r.output
 
 def test_shared_notebook_has_a_run_of_its_own(tmp_path):
-    project(tmp_path, "print(tile_px)", params=dict(base=PARAMS["base"], clip_init=dict(tile_px=5, mpp=1)))
+    project(tmp_path, "print(tile_px)", params=dict(base=PARAMS["base"], clip_init=dict(tile_px=5, mpp=None)))
     (tmp_path/"nbs"/"20_cut.ipynb").rename(tmp_path/"nbs"/"40_train_clip.ipynb")
     assert list(cli.stages(tmp_path))==["clip_init"]
     assert shell(tmp_path, "run", "clip_init").stdout=="clip_init: data/runs/40_train_clip.clip_init.ipynb\n"

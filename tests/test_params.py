@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest, yaml
 from conftest import ROOT
 from pathgen import cli
+from pathgen.core import PathgenError
 
 PROFILES = {'params.yaml': ROOT/'params.yaml', **{p.name: p for p in sorted((ROOT/'profiles').glob('*.yaml'))}}
 PARAMS = {n: yaml.safe_load(p.read_text()) for n,p in PROFILES.items()}
@@ -61,7 +62,7 @@ def test_section_fits_the_parameters_cell(stage, name):
     cli.check_params(stage, PARAMS[name], NOTEBOOKS[stage], name)
 
 def test_every_stage_has_its_places():
-    assert set(DVC) == set(PARAMS['params.yaml'])-{'base', 'speed', 'real'}, 'the benchmark and the page on real slides are no stages of the pipeline'
+    assert set(DVC) == set(PARAMS['params.yaml'])-{'base', 'speed', 'real', 'fuzz', 'chaos'}, 'benchmarks and the page on real slides are no stages of the pipeline'
     for stage, d in DVC.items():
         assert stage in NOTEBOOKS and d['cmd'] == f'pathgen run {stage}'
 
@@ -108,3 +109,56 @@ def test_no_circles():
         m = module_of(stage)
         others = {module_of(s) for s in DVC} - {m}
         assert not others & closure(m), f'{m} imports another stage: {others & closure(m)}'
+
+STAGES = sorted(set(PARAMS['params.yaml'])-{'base'})
+ONCE = {s: cli.parameters(NOTEBOOKS[s]) for s in STAGES}
+KEYS = [(s, k) for s in STAGES for k in PARAMS['params.yaml'][s]] + [('tile', f'base.{k}') for k in ('seed', 'workers', 'max_failed')]
+
+def declared(stage, key): return cli.BASE[key[5:]] if key.startswith('base.') else ONCE[stage][key]
+
+def refused(stage, key, monkeypatch, value=None, remove=False, name=None):
+    "The line that a change of one key of params.yaml ends in."
+    monkeypatch.setattr(cli, 'parameters', lambda nb: ONCE[stage])
+    section, key = ('base', key[5:]) if key.startswith('base.') else (stage, key)
+    p = {s: dict(d) for s,d in PARAMS['params.yaml'].items()}
+    if name or remove: old = p[section].pop(key)
+    if name: p[section][name] = old
+    elif not remove: p[section][key] = value
+    with pytest.raises(PathgenError) as e: cli.check_params(stage, p, NOTEBOOKS[stage])
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+@pytest.mark.parametrize('stage, key', KEYS)
+def test_a_wrong_key_or_value_is_refused_by_name(stage, key, monkeypatch):
+    full, (default, says) = key if '.' in key else f'{stage}.{key}', declared(stage, key)
+    bare, takes = full.partition('.')[2], cli.kind(default, says)
+    if bare in ONCE[stage]: assert f'{full} is missing: {takes}' in refused(stage, key, monkeypatch, remove=True)
+    line = refused(stage, key, monkeypatch, name=bare+bare[-1])
+    assert f'{full}{bare[-1]} is not a parameter' in line and f'did you mean {bare}?' in line
+    for value in ({'a': 1}, [[1]], *([] if 'text' in takes or 'one of' in takes else ['abc']), *([] if 'true' in takes else [True])):
+        assert f'{full} is {value!r}, but takes {takes}' in refused(stage, key, monkeypatch, value)
+
+def limits():
+    for stage, key in KEYS:
+        default, says = declared(stage, key)
+        m, one = cli._range.search(says), default[0] if isinstance(default, list) and default else default
+        if m: outside = [float('nan')] + [v for v in (float(m[2])-1, float(m[3])+1) if v!=float('inf')]
+        else: outside = ['no such name'] if cli.choices(says) else []
+        for v in outside: yield stage, key, [v] if isinstance(default, list) else int(v) if isinstance(one, int) and v==v else v
+
+@pytest.mark.parametrize('stage, key, value', list(limits()))
+def test_a_value_out_of_range_is_refused_by_name(stage, key, value, monkeypatch):
+    full = key if '.' in key else f'{stage}.{key}'
+    assert f'{full} is {value!r}, but takes {cli.kind(*declared(stage, key))}' in refused(stage, key, monkeypatch, value)
+
+@pytest.mark.parametrize('stage, key', KEYS)
+def test_every_number_has_its_range_also_in_the_params_files(stage, key):
+    default, says = declared(stage, key)
+    if type(default) in (int, float): assert cli._range.search(says) or cli.choices(says), f'{stage}.{key}: state its range, as in [0, 1]'
+    limit = re.search(r'[\[(]-?[\d.]+, [^\])]+[\])]( or null)?|one of \S+', says)
+    if not limit: return
+    section, key = ('base', key[5:]) if key.startswith('base.') else (stage, key)
+    for name, p in PROFILES.items():
+        part = re.search(rf'^{section}:\n((?:[ #].*\n|\n)*)', p.read_text(), re.M)[1]
+        line = re.search(rf'^  {key}:.*', part, re.M)[0]
+        assert limit[0] in line.partition(' # ')[2], f'{name}: {section}.{key} says {line!r}, the notebook {limit[0]}'

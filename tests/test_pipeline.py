@@ -1,5 +1,5 @@
 "The smoke profile end to end in a copy of the tree, and what small changes set off afterwards."
-import hashlib, json, re, sys, time
+import hashlib, json, re, shutil, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd, pytest, yaml
@@ -73,6 +73,12 @@ def test_pairs_are_whole_and_split_by_patient(run):
 def test_second_run_does_nothing(run):
     assert ran(sh('dvc', 'repro', cwd=run.tree))==[]
 
+def test_where_and_within_which_bounds_the_loop_runs_changes_nothing(run):
+    params = (run.tree/'params.yaml').read_text()
+    edit_params(run.tree, base=dict(engine='ray', item_minutes=7, item_gb=6, workers=1))
+    assert ran(sh('dvc', 'repro', cwd=run.tree))==[]
+    (run.tree/'params.yaml').write_text(params)
+
 def test_prose_runs_nothing(run):
     for p in run.tree.glob('nbs/*.ipynb'):
         nb = json.loads(p.read_text())
@@ -99,6 +105,47 @@ def test_same_run_writes_the_same_bytes(run):
     sh('pathgen', 'run', 'pairs', cwd=run.tree)
     assert {n: d for n,(d,_) in files(run.data/'pairs').items()}==before
     assert (run.data/'runs/33_pairs.ipynb').read_bytes()==executed
+
+CLUSTER = '''
+import os, shutil, subprocess, sys, threading, time, psutil, yaml
+from importlib import import_module
+os.environ |= dict(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0"*64)
+hold = "import ray; print(ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False).address_info['gcs_address'], flush=True); input()"
+for _ in range(4): # Ray gives its helpers 15 seconds to start, which a busy machine may exceed
+    head = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    if address := head.stdout.readline().strip(): break
+shutil.copytree("data", "ray", ignore=shutil.ignore_patterns("phantom", "tiles", "features", "patches*", "text", "runs", "pairs"))
+os.chdir("nbs")
+params, killed = yaml.safe_load(open("../params.yaml")), []
+
+def kill_one():
+    "Kill the first process of the cluster that works on `embed`."
+    mine = lambda: [p for p in psutil.Process(head.pid).children(recursive=True) if "ray::_on_cluster" in " ".join(p.cmdline())]
+    while not os.path.exists("../ray/features/.tmp") or not os.listdir("../ray/features/.tmp"): time.sleep(.02)
+    killed.extend(mine()[:1])
+    killed[0].kill()
+
+threading.Thread(target=kill_one, daemon=True).start()
+for stage in "tile embed select describe".split():
+    run = getattr(import_module(f"pathgen.{stage}"), f"run_{stage}")
+    base = dict(data="../ray", engine=address, workers=2, max_failed=0, item_minutes=5, item_gb=8)
+    if stage in ("select", "describe"): base["seed"] = params["base"]["seed"]
+    if stage in ("embed", "select"): base["device"] = "cpu"
+    run(**base, **params[stage])
+    print(stage, flush=True)
+print("killed", len(killed))
+head.communicate("")
+'''
+
+def test_a_cluster_gives_the_same_bytes(run):
+    "Four stages on a Ray cluster that is joined by its address, and one of whose processes is killed."
+    pytest.importorskip("ray")
+    said = sh(sys.executable, '-c', CLUSTER, cwd=run.tree).splitlines()
+    assert said[-1]=='killed 1' and [l for l in said if l in STAGES]==['tile', 'embed', 'select', 'describe'], said
+    for name in ('tiles', 'features', 'patches', 'text/descriptions'):
+        digests = lambda root: {n: d for n,(d,_) in files(root/name).items()}
+        assert digests(run.tree/'ray')==digests(run.data) and digests(run.data), name
+    shutil.rmtree(run.tree/'ray')
 
 def test_site_builds_with_the_outputs_of_the_run(run):
     sh(sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '.', '_build/html', cwd=run.tree/'docs')
