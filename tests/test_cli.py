@@ -1,10 +1,10 @@
 "The command: bytes, messages, exit status, progress, interruption, speed of --help."
-import json, os, signal, subprocess, sys, time
+import errno, json, os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest, yaml
 from typer.testing import CliRunner
 from conftest import ROOT
-from pathgen import cli
+from pathgen import cli, core
 from pathgen.core import PathgenError
 
 PARAMS = dict(base=dict(data="../data", seed=3), cut=dict(tile_px=16, mpp=None))
@@ -115,6 +115,20 @@ def test_wrong_parameters_are_refused_before_any_work(tmp_path, monkeypatch, cha
     r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
     assert r.exit_code==1 and message in r.output and len(r.output.strip().splitlines())==1
     assert not (tmp_path/"ran").exists()
+
+def test_a_second_run_of_a_stage_refuses(tmp_path, monkeypatch):
+    project(tmp_path, "Path('../ran').write_text('')")
+    (tmp_path/"data/.locks").mkdir(parents=True)
+    with core.alone(tmp_path/"data/.locks/cut", "it"): r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and f"stage cut of data is being written by process {os.getpid()} on " in r.output
+    assert not (tmp_path/"ran").exists()
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, number):
+    def execute(*a): raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(cli, "execute", execute)
+    r = invoke(project(tmp_path, "1"), "run", "cut", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and f"data cannot be written: {os.strerror(number)}" in r.output and len(r.output.strip().splitlines())==1
 
 def test_missing_section_file_stage_and_project(tmp_path, monkeypatch):
     project(tmp_path/"p", "1", params=dict(base=PARAMS["base"]))

@@ -98,11 +98,29 @@ def test_results_of_another_encoder_are_made_again(tmp_path):
     foreign.write_text("features of somebody else's encoder")
     assert make(tmp_path, params=dict(encoder="two"))==["b"] and foreign.read_text()=="b"*1000
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe"])
+def test_a_damaged_json_file_is_named(tmp_path, damage):
+    (tmp_path/"a.json").write_bytes(damage)
+    with pytest.raises(core.PathgenError, match="a.json is not JSON"): core.read_json(tmp_path/"a.json")
+
 def test_what_is_no_longer_asked_for_goes_from_folders_too(tmp_path):
     run = lambda keys: core.each(misbehave, keys, tmp_path, str, ".txt")
     assert run(["x/a","x/b","c"])==["x/a","x/b","c"] and (tmp_path/"x/b.txt").exists()
     assert run(["x/a"])==["x/a"]
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())==[".done/.lock", ".done/x/a.json", "x/a.txt"]
+
+def test_the_result_of_an_item_that_fails_by_now_goes(tmp_path):
+    run = lambda **kw: core.each(misbehave, "abc", tmp_path, str, ".txt", max_failed=.5, **kw)
+    assert run()==["a","b","c"]
+    assert run(inputs=lambda i: unreadable(i) if i=="b" else None)==["a","c"]
+    assert not (tmp_path/"b.txt").exists() and not (tmp_path/".done/b.json").exists()
+
+def test_the_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    said, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(core.os, "fsync", lambda fd: said.append("sync") or sync(fd))
+    monkeypatch.setattr(core.os, "replace", lambda a, b: said.append("name") or replace(a, b))
+    make(tmp_path)
+    assert said==["sync","name"]*6, "a result and a record for each item"
 
 # Outputs that cannot be written
 
@@ -111,6 +129,10 @@ def fill(item, path, error, made):
     assert os.listdir(path.parent.parent)==[item], "the half of a failed item takes no room"
     path.write_bytes(b"half")
     if item=="b": raise error
+
+def test_what_a_killed_run_left_takes_no_room(tmp_path):
+    core.write_text("half", tmp_path/".tmp/z/z.txt")
+    assert core.each(partial(fill, error=None, made=[]), "ac", tmp_path, str, ".txt")==["a","c"]
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG])
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -246,7 +268,7 @@ def test_a_second_run_refuses_and_a_killed_one_leaves_no_lock_and_no_workers(run
 
 def test_without_ray_the_mend_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(core.PathgenError, match=r"pip install 'pathgen\[cluster\]'"):
+    with pytest.raises(core.PathgenError, match=r"uv pip install -e '\.\[cluster\]'"):
         core.each(misbehave, "ab", tmp_path, str, ".txt", engine="ray")
     with pytest.raises(core.PathgenError, match="base.engine is rye: it takes local, ray"):
         core.each(misbehave, "ab", tmp_path, str, ".txt", engine="rye")

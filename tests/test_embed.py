@@ -94,6 +94,11 @@ def test_a_damaged_bag_of_coords_is_named(root, model):
     go(root, model)
     assert "B.h5 cannot be read as a bag" in read_table(root/"features/errors.parquet").error[0]
 
+def test_a_bag_without_the_side_of_its_patches_is_named(root, model):
+    write_bag(root/"tiles/B.h5", [[0,0]], mpp=.25)
+    assert go(root, model).slide_id.tolist() == ["A"]
+    assert "B.h5 does not tell the side of its patches" in read_table(root/"features/errors.parquet").error[0]
+
 def test_a_slide_without_patches_gives_an_empty_bag(root, model):
     write_bag(root/"tiles/B.h5", np.zeros((0,2)), patch_size_level0=224, mpp=.25)
     assert go(root, model).patches.tolist() == [36,0]

@@ -61,6 +61,10 @@ def test_every_notebook_has_a_place_on_the_site():
     pages = set(re.findall(r'^(\w+)$', (ROOT/'docs/contents.md').read_text(), re.M))
     assert pages=={re.sub(r'^\d+_', '', p.stem) for p in NBS}
 
+@pytest.mark.parametrize('module', MODULES)
+def test_no_module_asks_for_the_label_or_the_overview_of_a_slide(module):
+    assert 'associated_image' not in (ROOT/'pathgen'/f'{module}.py').read_text()
+
 def test_import_is_light():
     code = f"import sys\nfor m in {MODULES}: __import__('pathgen.'+m)\n" \
            "print([m for m in ('torch','open_clip','transformers','sklearn','skimage','openslide','faiss') if m in sys.modules])"

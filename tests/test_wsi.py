@@ -2,6 +2,7 @@
 import pickle, struct
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
+from types import SimpleNamespace
 import numpy as np, pytest, tifffile
 from pathgen import wsi
 from pathgen.wsi import SlideError, open_slide
@@ -44,6 +45,16 @@ def test_real_metadata(real):
     assert (a.mpp, a.mpp_from, a.objective_power, a.reader, len(a.level_sizes)) == (.499, "metadata", 20, "jpeg tiles", 1)
     assert (b.mpp, b.mpp_from, b.objective_power, b.reader) == (None, "missing", None, "openslide")
     assert open_slide(real/"slides/boxes.tiff").mpp is None, "72 dots per inch is no microscope's scale"
+
+@pytest.mark.parametrize("power, is_", [("20", 20), ("nan", None), ("-1", None), ("0", None), ("1e9", None), ("x", None)])
+def test_a_magnification_that_cannot_be_true_is_none(power, is_):
+    assert wsi.magnification({"openslide.objective-power": power})==is_
+
+class Illegible(dict):
+    def __getitem__(self, k): return super().__getitem__(k) if k=="good" else bytes([255]).decode()
+
+def test_metadata_that_cannot_be_read_are_left_out():
+    assert wsi.properties(SimpleNamespace(properties=Illegible(bad="", good="1")))=={"good": "1"}
 
 @pytest.mark.parametrize("name", ["broken.svs", "unopenable.tiff", "unreadable.svs"])
 def test_bad_real_slides_are_named(real, name):
@@ -184,6 +195,29 @@ def test_absurd_headers(tmp_path, tag, value):
     put_tag(p, tag, min(value, 65520 if dtype==3 else value))
     fails(p)
 
+def test_a_header_of_ten_million_pixels_is_not_believed(tmp_path):
+    for size in ((10**7,10**7), (10**6 + 1,9), (9,0)):
+        with pytest.raises(SlideError, match="a.svs: its header promises"): wsi.check_sizes("a.svs", {}, [(9,9), size])
+    p = write(tmp_path/"huge.svs", painted(300), levels=(1,))
+    for tag in ("ImageWidth", "ImageLength"): put_tag(p, tag, 10**7)
+    fails(p)
+
+def test_a_name_the_system_cannot_take_is_named():
+    with pytest.raises(SlideError, match="File name too long; rename"): open_slide("x"*300 + ".svs")
+
+@pytest.mark.parametrize("n", [0, 9, 100, 5000])
+def test_what_tifffile_cannot_read_is_left_to_openslide(svs, tmp_path, n):
+    (tmp_path/"cut.svs").write_bytes(svs.read_bytes()[:n])
+    assert wsi.tile_levels(tmp_path/"cut.svs", [(960,900)])==[None]
+
+def test_tiles_too_long_to_decode_are_refused(tmp_path):
+    p = write(tmp_path/"wide.tif", np.zeros((32,9000,3), np.uint8), "plain", (1,), tile=(16,9008))
+    with pytest.raises(SlideError, match="its tiles are 9008 px long; cut it"): open_slide(p)
+
+def test_a_slide_that_may_not_be_read_is_named(svs, monkeypatch):
+    monkeypatch.setattr(wsi.os, "access", lambda path, how: False)
+    with pytest.raises(SlideError, match="may not be read; chmod"): open_slide(svs)
+
 def test_tile_beyond_the_file(tmp_path):
     p = write(tmp_path/"far.svs", painted(250)[:, :250], levels=(1,))
     put_tag(p, "TileOffsets", 10**9)
@@ -199,6 +233,16 @@ def test_bomb(tmp_path):
                 description=APERIO.format(w=256, h=256), metadata=None)
     assert "damaged" in fails(p)
 
+@pytest.mark.parametrize("shape", [(256,256), (256,256,4)])
+def test_tiles_of_other_colours_than_the_tag_says_are_refused(tmp_path, shape):
+    import imagecodecs
+    tile = imagecodecs.jpeg8_encode(np.full(shape, 99, np.uint8))
+    p = tmp_path/"odd.svs"
+    with tifffile.TiffWriter(p) as t:
+        t.write(iter([tile]), shape=(256,256,3), dtype=np.uint8, tile=(256,256), compression="jpeg", photometric="ycbcr",
+                description=APERIO.format(w=256, h=256), metadata=None)
+    assert "is damaged" in fails(p)
+
 def test_loop_of_pages(tmp_path):
     p = write(tmp_path/"loop.svs", painted(300), levels=(1,1))
     data = bytearray(p.read_bytes())
@@ -208,6 +252,18 @@ def test_loop_of_pages(tmp_path):
     p.write_bytes(data)
     try: assert open_slide(p).read(0, 0, 64).shape==(64,64,3)
     except SlideError as e: assert "loop.svs" in str(e)
+
+def test_of_pages_without_end_a_few_are_looked_at(tmp_path, monkeypatch):
+    p, seen, level = write(tmp_path/"long.svs", painted(300)[:16,:16], levels=(1,)*90, tile=(16,16)), [], wsi.tile_level
+    monkeypatch.setattr(wsi, "tile_level", lambda *a: seen.append(a) or level(*a))
+    assert wsi.tile_levels(p, [(16,16)])[0] and len(seen)==64
+
+@pytest.mark.parametrize("channels, how", [(3, dict(compression="lzw")), (3, dict(compression=None)), (1, dict(photometric="minisblack"))])
+def test_other_tiles_are_left_to_openslide(tmp_path, channels, how):
+    p = write(tmp_path/"other.tif", painted(300)[...,:channels], "plain", (1,), **how)
+    with open_slide(p) as s:
+        assert s.reader=="openslide"
+        np.testing.assert_array_equal(wsi.region(s, 0, 0, 0, *s.level_sizes[0]), want(p))
 
 def test_other_pixels(tmp_path):
     "Grey, 16 bit, four channels: read as OpenSlide reads them, or one line."
