@@ -82,13 +82,16 @@ def choices(
     m = re.search(r"\bone of ([\w.:-]+(?:\|[\w.:-]+)+)", says)
     return m[1].split("|") if m else []
 
+def _pattern(name): # What a name stands for: HOST:PORT any address, cuda:N any card
+    return re.escape(name).replace("HOST", r"[\w.-]+").replace("PORT", r"\d+").replace(":N", r":\d+")
+
 def within(
     value, # One value
     says:str, # Comment of its parameter
 )->bool:
     "Whether `value` is in the range and among the names that a comment states."
     if names := choices(says):
-        return str(value) in names or "HOST:PORT" in names and ":" in str(value)
+        return any(re.fullmatch(_pattern(n), str(value)) for n in names)
     if not (m := _range.search(says)): return True
     lo, hi = float(m[2]), float(m[3])
     return lo < value < hi or value == lo and m[1] == "[" or value == hi and m[4] == "]"
@@ -130,7 +133,7 @@ def kind(
 # %% ../nbs/90_cli.ipynb #39177bb7
 BASE = {"data": ("../data", "root of everything produced, relative to nbs/"),
         "seed": (0, "seed of the run [0, inf)"),
-        "device": ("auto", "auto, cpu, cuda, cuda:1 or mps"),
+        "device": ("auto", "one of auto|cpu|cuda|cuda:N|mps, where models run"),
         "workers": (2, "processes that share the slides [1, 1024]"),
         "max_failed": (.1, "share of the items of a stage that may fail [0, 1]"),
         "engine": ("local", "one of local|ray|HOST:PORT, the address of a Ray cluster"),
@@ -170,6 +173,7 @@ def check_params(
     file="params.yaml", # Where `params` comes from, for the message
 )->dict: # What the notebook gets
     "The values for the notebook of `stage`, after a check of names, kinds and ranges."
+    from pathgen.chat import PROVIDERS
     from pathgen.core import PathgenError
     declared, base, own = parameters(nb), params.get("base", {}), params.get(stage)
     takes = [k for k in declared if k not in BASE]
@@ -181,6 +185,7 @@ def check_params(
             what = f"{file}: {stage}.{k} is not a parameter of nbs/{nb.name}"
             raise _unknown(what, k, takes, f"{stage} takes")
         check_value(f"{file}: {stage}.{k}", v, declared[k])
+        if k=="provider" and v not in PROVIDERS: raise _unknown(f"{file}: {stage}.provider is {v!r}", v, PROVIDERS, "the providers are")
     given = {**{k:v for k,v in base.items() if k in declared}, **own}
     for k in (k for k in declared if k not in given):
         place, (default, says) = ("base", BASE[k]) if k in BASE else (stage, declared[k])
@@ -191,12 +196,13 @@ def check_params(
 # %% ../nbs/90_cli.ipynb #3639d8c6
 @contextlib.contextmanager
 def kernel_progress():
-    "While the block runs, copy the progress bars of the kernel to this terminal."
+    "While the block runs, copy the progress bars of the kernel to this terminal; yields a list that gets the time of the first."
     import tempfile, threading
-    stop = threading.Event()
+    stop, first = threading.Event(), []
     def copy(f):
         while True:
             last, text = stop.is_set(), f.read()
+            if text and not first: first.append(time.time())
             if text: print(text, end="", file=sys.stderr, flush=True)
             elif last: return
             else: stop.wait(.2)
@@ -204,7 +210,7 @@ def kernel_progress():
         os.environ["PATHGEN_PROGRESS"] = f.name
         thread = threading.Thread(target=copy, args=(f,), daemon=True)
         thread.start()
-        try: yield
+        try: yield first
         finally:
             del os.environ["PATHGEN_PROGRESS"]
             stop.set()
@@ -253,14 +259,14 @@ def execute(
     nb:Path, # Notebook of the stage
     params:dict, # Values for its parameters cell
     out:Path, # Where the executed copy goes
-)->Path: # `out`
+)->float: # When the first progress bar was seen, seconds since the epoch; None without one
     "Execute a stage notebook and file the executed copy."
     import logging, tempfile, nbformat, papermill
     from nbclient.exceptions import DeadKernelError
     from pathgen.core import PathgenError, write_text
     for name in ("papermill", "asyncio"): logging.getLogger(name).setLevel(logging.CRITICAL)
     failed = out.with_suffix(".failed.ipynb")
-    with tempfile.TemporaryDirectory() as d, kernel_progress():
+    with tempfile.TemporaryDirectory() as d, kernel_progress() as first:
         lean, raw = Path(d)/"lean.ipynb", Path(d)/"raw.ipynb"
         nbformat.write(only_run(nbformat.read(nb, 4)), lean)
         try:
@@ -275,7 +281,7 @@ def execute(
     tidy(done)
     write_text(nbformat.writes(done)+"\n", out)
     failed.unlink(missing_ok=True)
-    return out
+    return next(iter(first), None)
 
 # %% ../nbs/90_cli.ipynb #027a5ed1
 def data_dir(
@@ -313,6 +319,7 @@ def run_stage(
     file="params.yaml", # Params file
 )->Path: # The executed notebook
     "Run one stage with its section of a params file."
+    import psutil
     from pathgen.core import alone, read_json, read_params, write_json, writing
     nb, params = notebook(stage, root), read_params(file)
     values, data = check_params(stage, params, nb, file), data_dir(params, root)
@@ -322,11 +329,11 @@ def run_stage(
     with writing(data):
         (data/".locks").mkdir(parents=True, exist_ok=True)
         with alone(data/".locks"/stage, f"stage {stage} of {os.path.relpath(data)}"):
-            start = time.perf_counter()
-            out = execute(nb, values, data/"runs"/name)
-    took, file = time.perf_counter()-start, data/".seconds.json"
-    write_json((read_json(file) if file.exists() else {}) | {stage:round(took, 1)}, file)
-    return out
+            first = execute(nb, values, data/"runs"/name)
+    begin, file = psutil.Process().create_time(), data/".seconds.json"
+    took = dict(startup=first and round(first-begin, 1), run=round(time.time()-begin, 1))
+    write_json((read_json(file) if file.exists() else {}) | {stage:took}, file)
+    return data/"runs"/name
 
 # %% ../nbs/90_cli.ipynb #613d0ea7
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,

@@ -7,7 +7,7 @@ Docs: https://pathgen.github.io/pathgen/core.html.md"""
 # %% auto #0
 __all__ = ['MADE_BY', 'NEEDED', 'PathgenError', 'OutputError', 'writing', 'atomic', 'flush', 'digest', 'file_digest', 'need',
            'write_table', 'read_table', 'one_line', 'write_text', 'write_json', 'read_json', 'write_metrics',
-           'read_params', 'rng', 'split_by', 'pick_device', 'progress', 'alone', 'each']
+           'read_params', 'rng', 'split_by', 'pick_device', 'progress', 'peak_gb', 'may_show', 'alone', 'each']
 
 # %% ../nbs/00_core.ipynb #433151f0
 import contextlib, errno, functools, hashlib, inspect, json, os, platform, re, shutil, sys
@@ -247,6 +247,23 @@ def progress(
     with open(path, "a") if path else contextlib.nullcontext(sys.stderr) as f:
         yield from tqdm(items, desc=desc, total=total, file=f, disable=quiet, mininterval=.5, dynamic_ncols=False, ncols=90)
 
+# %% ../nbs/00_core.ipynb #976a8fe9
+def peak_gb()->float: # GB
+    "The most memory that this process has held."
+    import resource
+    status = Path("/proc/self/status")
+    if status.exists(): return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])/2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(30 if sys.platform=="darwin" else 20)
+
+# %% ../nbs/00_core.ipynb #20168cda
+def may_show(
+    path, # A report, or the slide it belongs to
+    data, # Root of everything produced
+    deidentified:bool=False, # Are the reports free of private data?
+)->bool:
+    "Whether the text of a report may be shown in a notebook."
+    return deidentified or (Path(data)/"phantom").resolve() in Path(path).resolve().parents
+
 # %% ../nbs/00_core.ipynb #ab2d13ef
 def _source(code): # Source text of the functions that make an item
     fs = [f.func if isinstance(f, functools.partial) else f for f in code]
@@ -355,7 +372,7 @@ def _join(address, cpus): # Start a Ray cluster on this machine, or join the one
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address=="ray": os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
     try: import ray
-    except ImportError as e: raise PathgenError("base.engine needs Ray, which is not installed: pip install 'pathgen[cluster]'") from e
+    except ImportError as e: raise PathgenError("base.engine needs Ray, which is not installed: uv pip install -e '.[cluster]'") from e
     own = dict(num_cpus=cpus, include_dashboard=False, object_store_memory=10**8)
     path = os.pathsep.join([str(Path(pathgen.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     try: ray.init(**own if address=="ray" else dict(address=address), runtime_env=dict(env_vars=dict(PYTHONPATH=path)),

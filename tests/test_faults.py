@@ -102,6 +102,11 @@ def test_a_lost_dicom_file_does_not_end_the_inventory(svs, tmp_path):
     shutil.copy(svs, tmp_path/"in/a.svs")
     assert {i: r.status for i,r in inventory(tmp_path/"in", tmp_path/"data").items()}=={"a": "ok", "series": "unreadable"}
 
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    def scandir(path): raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PathgenError, match=f"{tmp_path} may not be listed: chmod"): slides.walk(tmp_path)
+
 def test_a_slide_that_takes_too_long_has_a_line_in_the_inventory(svs, tmp_path):
     (tmp_path/"in").mkdir()
     shutil.copy(svs, tmp_path/"in/a.svs")
@@ -212,9 +217,23 @@ def test_no_line_takes_long(k):
     signal.alarm(30)
     reports.clean(reports.tame(fuzz.LONG[k][:20_000]))
 
+@pytest.mark.parametrize("k", range(len(fuzz.LONG)))
+def test_no_line_stays_longer_than_a_thousand_characters(k):
+    assert max(map(len, reports.tame(fuzz.LONG[k]).split("\n"))) <= 1000
+
 def test_control_characters_and_markup_are_gone(tmp_path):
     said, _ = clean_all(tmp_path, dict(a="Invasive\x00 adeno\u200bcarcinoma \x1b[31mwith necrosis\x07.", b="<p>Invasive <b>adenocarcinoma</b>.</p><script>x('necrosis')</script>"))
     assert said=={"a": "Invasive adenocarcinoma with necrosis.", "b": "Invasive adenocarcinoma."}
+
+def test_an_endless_word_goes_and_its_sentence_stays(tmp_path):
+    assert clean_all(tmp_path, dict(a="Invasive " + "x"*90 + " adenocarcinoma."))[0]["a"]=="Invasive adenocarcinoma."
+
+def test_a_measurement_that_comes_about_late_takes_its_sentence_alone(tmp_path):
+    assert clean_all(tmp_path, dict(a="Necrosis is present.\nAdenocarcinoma of 3 reported cm."))[0]["a"]=="Necrosis is present."
+
+def test_a_report_of_measurements_alone_is_refused(tmp_path):
+    said, line = clean_all(tmp_path, dict(a="4.2 x 3.1 x 2.0 cm\n38 g, 5 mm\n"))
+    assert said["a"]=="" and "nothing about histomorphology" in line["a"] and "4.2" not in line["a"]
 
 def test_other_encodings_are_refused_with_the_mend(tmp_path):
     _, line = clean_all(tmp_path, {"utf-16": fuzz.GOOD.encode("utf-16"), "le": fuzz.GOOD.encode("utf-16-le"), "latin-1": fuzz.GOOD.replace("tan", "bräunlich").encode("latin-1")})
@@ -281,9 +300,9 @@ def test_report_text_never_reaches_a_log(tmp_path, leaky, capfd, monkeypatch):
 def test_only_synthetic_reports_are_shown_in_a_notebook(tmp_path):
     own, painted = tmp_path/"reports/a.txt", tmp_path/"data/phantom/reports/a.txt"
     for p in (own, painted): p.parent.mkdir(parents=True), p.write_text("x")
-    shown = lambda p, free: reports.may_show(p, tmp_path/"data", free)
+    shown = lambda p, free: core.may_show(p, tmp_path/"data", free)
     assert shown(painted, False) and shown(own, True) and not shown(own, False)
-    assert not reports.may_show(tmp_path/"data/phantom/../../reports/a.txt", tmp_path/"data", False)
+    assert not core.may_show(tmp_path/"data/phantom/../../reports/a.txt", tmp_path/"data", False)
 
 # ---- tables and bags
 

@@ -83,14 +83,15 @@ def test_params_of_stage(stage):
     for p in own:
         section, _, key = p.partition('.')
         assert section==stage or (section=='base' and key in declared), f'{stage} depends on {p} and does not read it'
-    for key in {'seed','data'} & set(declared):
-        assert key!='seed' or 'base.seed' in own, f'{stage} reads base.seed and does not depend on it'
+    for key in {'seed','device'} & set(declared): assert f'base.{key}' in own, f'{stage} reads base.{key} and does not depend on it'
 
 @pytest.mark.parametrize('stage', DVC)
 def test_outs_hold_run_and_metrics(stage):
     nb = NOTEBOOKS[stage]
     name = nb.stem if nb.stem.endswith(f'_{stage}') else f'{nb.stem}.{stage}'
     assert f'data/runs/{name}.ipynb' in flat(DVC[stage]['outs'])
+    writes = f'write_metrics("{stage}"' in (ROOT/'pathgen'/f'{stage}.py').read_text() if (ROOT/'pathgen'/f'{stage}.py').exists() else True
+    assert writes == bool(DVC[stage].get('metrics')), f'{stage} writes metrics and does not say so, or the other way round'
     for m in DVC[stage].get('metrics', []):
         assert isinstance(m, dict) and list(m.values())==[{'cache': False}], f'{m} belongs into git: cache: false'
 
