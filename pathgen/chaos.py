@@ -300,4 +300,4 @@ def run_chaos(data, seed, profile, kills, targets):
     write_text(runs.to_csv(index=False), Path(data)/"metrics/chaos.csv")
     write_metrics("chaos", numbers, data)
     if differ.empty: shutil.rmtree(folder.parent)
-    return runs, differ, numbers
+    return runs, differ

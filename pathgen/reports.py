@@ -9,7 +9,7 @@ __all__ = ['PROMPT', 'MEASURE', 'FORBIDDEN', 'BARCODE', 'FOREIGN', 'ORDER', 'CLE
            'KEEP', 'DROP', 'BULLET', 'LABEL', 'VALUE', 'CUTS', 'SIZED', 'OTHER', 'STAIN', 'TORN', 'WEIGHT', 'COLUMNS',
            'Parts', 'mend', 'is_noise', 'kept_lines', 'broken_up', 'pack_chars', 'items', 'tidy', 'sentences', 'pack',
            'cut', 'choose', 'clean', 'no_markup', 'tame', 'read_report', 'discreet', 'safe_name', 'clean_file',
-           'report_truth', 'measure_reports', 'check_limits', 'run_reports', 'may_show']
+           'report_truth', 'measure_reports', 'check_limits', 'run_reports']
 
 # %% ../nbs/12_reports.ipynb #2f4cc85a
 import re
@@ -544,12 +544,3 @@ def run_reports(
     write_table(parts, root/"reports.parquet")
     metrics = measure_reports(parts, files, report_truth(root))
     return parts, files, write_metrics("reports", metrics, root)
-
-# %% ../nbs/12_reports.ipynb #b26769bd
-def may_show(
-    path, # Text file of a report
-    data, # Root of everything produced
-    deidentified:bool, # Are the reports free of private data?
-)->bool:
-    "Whether the text of a report may be shown in a notebook."
-    return deidentified or (Path(data)/"phantom").resolve() in Path(path).resolve().parents
