@@ -218,7 +218,7 @@ def root(made, tmp_path):
 
 def go(root, model, **kw):
     ps = dict(data=str(root), seed=0, device="cpu", workers=1, max_failed=.5, model=model, top_report=8, top_attribute=8,
-              n_cluster=30, max_patches=40, search_denied=False, context=.5, threshold=.88, gamma=1., quality=85)
+              n_cluster=30, max_patches=40, search_denied=False, context=.5, together=.75, beyond=1., threshold=.88, gamma=1., quality=85)
     return run_select(**ps|kw)[0]
 
 def files(root): return {str(p.relative_to(root)):p.read_bytes() for p in sorted((root/"patches").rglob("*.*")) if p.is_file()}
@@ -281,7 +281,7 @@ def test_a_slide_without_patches(root, model):
     assert go(root, model).slide_id.unique().tolist() == ["A"]
     assert not (root/"patches/errors.parquet").exists() and (root/"patches/B.contact.jpg").exists()
 
-@pytest.mark.parametrize("bad", (dict(threshold=1.5), dict(gamma=-1.), dict(quality=0), dict(context=2.), dict(top_report=-1), dict(max_patches=0)))
+@pytest.mark.parametrize("bad", (dict(threshold=1.5), dict(gamma=-1.), dict(quality=0), dict(context=2.), dict(together=-1.), dict(beyond=2.), dict(top_report=-1), dict(max_patches=0)))
 def test_values_out_of_range_are_refused_by_name(root, model, bad):
     with pytest.raises(PathgenError, match=f"select.{next(iter(bad))} is"): go(root, model, **bad)
     assert not (root/"patches").exists()
