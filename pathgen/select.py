@@ -69,7 +69,7 @@ def report_scores(
     coords:np.ndarray, # (N,2) level-0 px of the patches
     px:int, # Side of a patch, level-0 px
     context:float=.5, # Weight of the neighbours
-    together:float=.75, # Weight of the mean over all parts
+    together:float=.9, # Weight of the mean over all parts
     beyond:float=1., # Weight of the attributes that are taken off
 )->np.ndarray: # (N,P) scores
     "How well each patch fits each part of the report of its slide."

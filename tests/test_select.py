@@ -218,7 +218,7 @@ def root(made, tmp_path):
 
 def go(root, model, **kw):
     ps = dict(data=str(root), seed=0, device="cpu", workers=1, max_failed=.5, model=model, top_report=8, top_attribute=8,
-              n_cluster=30, max_patches=40, search_denied=False, context=.5, together=.75, beyond=1., threshold=.88, gamma=1., quality=85)
+              n_cluster=30, max_patches=40, search_denied=False, context=.5, together=.9, beyond=1., threshold=.88, gamma=1., quality=85)
     return run_select(**ps|kw)[0]
 
 def files(root): return {str(p.relative_to(root)):p.read_bytes() for p in sorted((root/"patches").rglob("*.*")) if p.is_file()}
