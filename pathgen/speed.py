@@ -112,6 +112,7 @@ def readers()->dict: # Name to a function of (path, coords, px, out_px, threads)
              "cuCIM":("cucim",read_cucim), "libjpeg-turbo":("simplejpeg",decode_tiles)}
     missing = [n for n,(m,_) in known.items() if not find_spec(m)]
     if missing: print(f"not installed, so not timed: {', '.join(missing)} (make bench installs them)")
+    if "cuCIM" not in missing: import cucim
     return {n:f for n,(m,f) in known.items() if n not in missing}
 
 def time_reading(
@@ -452,6 +453,7 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
     slides = sorted(need(Path(data)/"phantom/slides").glob("*.svs"))
     if not (slide or slides): raise PathgenError(f"{data}/phantom/slides is empty: run `pathgen run phantom` first")
     path, model = slide or slides[0], model or need(Path(data)/"models/clip_init")
+    readers()
     coords, clip = grid(path, px, patches), load_clip(model, device)
     t = dict(reading=time_reading(path, px, out_px, coords, threads, rounds), slow=time_slow_storage(path, px, out_px, coords),
         scattered=time_reading(path, px, out_px, scattered(path, px, patches//2), threads, rounds), stages=start_and_run(data),
