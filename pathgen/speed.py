@@ -6,14 +6,14 @@ Docs: https://pathgen.github.io/pathgen/speed.html.md"""
 
 # %% auto #0
 __all__ = ['GOALS', 'take_turns', 'times_faster', 'grid', 'read_pathgen', 'read_every_pixel', 'on_threads', 'read_openslide',
-           'read_tiffslide', 'read_cucim', 'decode_tiles', 'readers', 'time_reading', 'scattered', 'time_processes',
-           'read_part', 'time_slow_storage', 'reduction_cosine', 'time_embedding', 'timeline', 'show_timeline',
-           'encoder_rate', 'matrix_peak', 'large_slide', 'fill_ellipse', 'apart', 'tile_large', 'embed_large',
-           'fake_slide', 'sklearn_cluster', 'time_selection', 'start_and_run', 'time_large', 'speed_numbers',
-           'goals_met', 'run_speed']
+           'read_tiffslide', 'read_cucim', 'read_cucim_batches', 'decode_tiles', 'readers', 'time_reading', 'scattered',
+           'time_processes', 'read_part', 'time_slow_storage', 'reduction_cosine', 'time_embedding', 'timeline',
+           'show_timeline', 'encoder_rate', 'matrix_peak', 'large_slide', 'fill_ellipse', 'apart', 'tile_large',
+           'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection', 'start_and_run', 'time_large',
+           'speed_numbers', 'goals_met', 'run_speed']
 
 # %% ../nbs/80_speed.ipynb #a291a2d3
-import time
+import functools, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import PathgenError, need, peak_gb, read_json, write_metrics
@@ -86,8 +86,19 @@ def read_tiffslide(path, coords, px, out_px, threads):
     read = lambda s,xy: np.asarray(s.read_region(xy, 0, (px,px)).convert("RGB").reduce(px//out_px))
     on_threads(lambda: tiffslide.TiffSlide(path), read, coords, threads)
 
+@functools.cache
+def _own_process(): # A process that never loads torch
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    return ProcessPoolExecutor(1, get_context("spawn"))
+
 def read_cucim(path, coords, px, out_px, threads):
-    "Read batches with cuCIM on the CPU."
+    "Read batches with cuCIM on the CPU, in a process of its own."
+    from pathgen import speed
+    _own_process().submit(speed.read_cucim_batches, str(path), coords, px, out_px, threads).result()
+
+def read_cucim_batches(path, coords, px, out_px, threads):
+    "What that process does."
     from cucim import CuImage
     from PIL import Image
     slide = CuImage(str(path))
@@ -104,7 +115,7 @@ def decode_tiles(path, coords, px, out_px, threads):
         tiles = sorted({r*t.cols+c for x,y in coords for r,c in tile_span(t, x, y, px, px)})
         on_threads(lambda: None, lambda _,i: decode_tile(t, i, read_tiles(t, [i])[i]), tiles, threads)
 
-# %% ../nbs/80_speed.ipynb #746b7246
+# %% ../nbs/80_speed.ipynb #d5e67670
 def readers()->dict: # Name to a function of (path, coords, px, out_px, threads)
     "The readers that are installed here."
     from importlib.util import find_spec
@@ -112,7 +123,6 @@ def readers()->dict: # Name to a function of (path, coords, px, out_px, threads)
              "cuCIM":("cucim",read_cucim), "libjpeg-turbo":("simplejpeg",decode_tiles)}
     missing = [n for n,(m,_) in known.items() if not find_spec(m)]
     if missing: print(f"not installed, so not timed: {', '.join(missing)} (make bench installs them)")
-    if "cuCIM" not in missing: import cucim
     return {n:f for n,(m,f) in known.items() if n not in missing}
 
 def time_reading(
@@ -453,7 +463,6 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
     slides = sorted(need(Path(data)/"phantom/slides").glob("*.svs"))
     if not (slide or slides): raise PathgenError(f"{data}/phantom/slides is empty: run `pathgen run phantom` first")
     path, model = slide or slides[0], model or need(Path(data)/"models/clip_init")
-    readers()
     coords, clip = grid(path, px, patches), load_clip(model, device)
     t = dict(reading=time_reading(path, px, out_px, coords, threads, rounds), slow=time_slow_storage(path, px, out_px, coords),
         scattered=time_reading(path, px, out_px, scattered(path, px, patches//2), threads, rounds), stages=start_and_run(data),
