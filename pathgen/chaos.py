@@ -33,6 +33,7 @@ def clone(
     shutil.rmtree(tree, ignore_errors=True)
     ask_git("clone", "-q", "--no-local", ask_git("rev-parse", "--show-toplevel"), tree)
     shutil.copy(need(params), Path(tree)/"params.yaml")
+    (Path(tree)/"dvc.lock").unlink(missing_ok=True)
     write_text("[cache]\n    type = copy\n", Path(tree)/".dvc/config.local")
 
 # %% ../nbs/81_chaos.ipynb #7b5bce38
@@ -150,10 +151,12 @@ def done_again(
 def contents(
     tree, # A clone
 )->dict: # Path to digest
-    "The files of a run."
+    "The files of a run, and what DVC noted of each stage."
+    import yaml
     tree = Path(tree)
-    files = [tree/"dvc.lock", *sorted((tree/"data").rglob("*"))]
-    return {str(p.relative_to(tree)):file_digest(p) for p in files if p.is_file() and p.name!=".seconds.json"}
+    files = (p for p in sorted((tree/"data").rglob("*")) if p.is_file() and p.name!=".seconds.json")
+    stages = yaml.safe_load((tree/"dvc.lock").read_text())["stages"]
+    return {str(p.relative_to(tree)):file_digest(p) for p in files} | {f"dvc.lock: {n}":digest(s) for n,s in stages.items()}
 
 def compare(
     calm, # Clone of the undisturbed run
