@@ -261,7 +261,9 @@ def execute(
     out:Path, # Where the executed copy goes
 )->float: # When the first progress bar was seen, seconds since the epoch; None without one
     "Execute a stage notebook and file the executed copy."
-    import logging, tempfile, nbformat, papermill
+    import logging, tempfile
+    sys.modules.setdefault("rfc3987_syntax", None)
+    import nbformat, papermill
     from nbclient.exceptions import DeadKernelError
     from pathgen.core import PathgenError, write_text
     for name in ("papermill", "asyncio"): logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -295,7 +297,8 @@ def data_dir(
 def kernel_env(
     root, # Root of the project
 ):
-    "Kernels import this project's package, and spare the terminal a warning about widgets."
+    "Kernels import this project's package, leave cores to others while they wait, and spare the terminal a warning about widgets."
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     add = lambda name, sep, *vs: os.environ.update({name:sep.join(v for v in vs if v)})
     add("PYTHONPATH", os.pathsep, str(root), os.environ.get("PYTHONPATH"))
     quiet = "ignore:IProgress not found"

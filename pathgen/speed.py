@@ -367,14 +367,15 @@ def fake_slide(
     dim:int, # Dimensions of the features
     prompts:int=20, # Prompts of each kind
     seed:int=0,
-)->tuple: # ids, (n,dim) features, prompts for `choose`
+)->tuple: # ids on a square grid of 672 px, (n,dim) features, prompts for `choose`
     "Features that fall into 30 loose groups, and prompts near some of them."
     g = np.random.default_rng(seed)
     unit = lambda a: (a/np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32)
     centres = unit(g.normal(size=(30, dim)))
     near = lambda k: unit(centres[g.integers(30, size=k)] + g.normal(size=(k, dim))*.7/dim**.5)
     prompt = lambda o: ([f"{o} {i}" for i in range(prompts)], near(prompts))
-    return [f"slide_{i}_0" for i in range(n)], near(n), {o:prompt(o) for o in ("report","attribute")}
+    y,x = np.array(np.divmod(np.arange(n), round(n**.5)))*672
+    return [f"slide_{a}_{b}" for a,b in zip(x,y)], near(n), {o:prompt(o) for o in ("report","attribute")}
 
 def sklearn_cluster(features, seed=0, k=None):
     "K-means over the patches of a slide with scikit-learn."
