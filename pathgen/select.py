@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'COLOURS', 'WHY', 'zscore', 'retrieve', 'in_context', 'rep
            'draw', 'unite', 'drop_probability', 'thin', 'found_by', 'corners', 'choose', 'font', 'wrap', 'cell',
            'stack', 'overview', 'lines', 'heading', 'sections', 'cells', 'twins', 'contact_sheet', 'geojson',
            'annotation', 'inside', 'shown', 'measure_slide', 'blank', 'slide_texts', 'slide_items', 'slide_features',
-           'write_images', 'write_sheet', 'select_slide', 'check_range', 'measures', 'run_select', 'finish']
+           'write_images', 'write_sheet', 'select_slide', 'measures', 'run_select', 'finish']
 
 # %% ../nbs/22_select.ipynb #de03761d
 import functools, hashlib, json, re
@@ -593,14 +593,6 @@ def select_slide(
     write_table(df, path)
 
 # %% ../nbs/22_select.ipynb #4bf539cb
-def check_range(
-    **ranges, # Name to (value, lowest, highest)
-):
-    "Refuse a parameter of this stage that is out of range."
-    for k,(v,lo,hi) in ranges.items():
-        if not lo<=v<=hi:
-            raise PathgenError(f"select.{k} is {v}: it takes a number from {lo} to {hi}")
-
 def measures(
     df:pd.DataFrame, # The table of chosen patches
     items:list, # From `slide_items`
@@ -618,17 +610,13 @@ def measures(
         rows.append(dict(slide_id=k, source=i["source"], **m))
     return pd.DataFrame(rows)
 
-# %% ../nbs/22_select.ipynb #edff2c64
+# %% ../nbs/22_select.ipynb #5315e74f
 def run_select(data, seed, device, workers, max_failed, model, top_report, top_attribute,
                n_cluster, max_patches, search_denied, context, together, beyond, threshold, gamma,
                quality, **loop):
     "The whole stage: features and prompts -> patches.parquet, JPEGs, sheets, GeoJSON."
     from pathgen.clip import load_clip
     top = dict(report=top_report, attribute=top_attribute, cluster=n_cluster)
-    check_range(**{k:(v,0,10**6) for k,v in dict(top_report=top_report,
-        top_attribute=top_attribute, n_cluster=n_cluster).items()}, gamma=(gamma,0,100),
-        max_patches=(max_patches,1,10**6), context=(context,0,1), together=(together,0,1), beyond=(beyond,0,1),
-        threshold=(threshold,-1,1), quality=(quality,1,95))
     clip = load_clip(model or need(Path(data)/"models/clip_init"), device)
     items, out = slide_items(data, clip, search_denied), Path(data)/"patches"
     ps = dict(top=top, max_patches=max_patches, threshold=threshold, gamma=gamma,
