@@ -37,6 +37,7 @@ MAP = 8.0   # µm a pixel of the region map, 32 level-0 pixels at 0.25 µm
 def key_rng(*key # Anything printable
            ) -> np.random.Generator: # Generator that depends on the key alone
     "Random numbers for a reusable part, the same in every process and order"
+    key = tuple(k + 0.0 if isinstance(k, float) else k for k in key)
     return np.random.default_rng(zlib.crc32(repr(key).encode()))
 
 # %% ../nbs/10_phantom.ipynb #c034843b

@@ -2,6 +2,7 @@
 import hashlib, json
 import numpy as np, pandas as pd, pytest
 from PIL import Image
+from pathgen import phantom as painter
 from pathgen.core import PathgenError
 from pathgen.findings import claims
 from pathgen.phantom import (ARCHITECTURE, FAULTS, MALIGNANT, ORGANS, attributes, findings_of, microscopy,
@@ -78,6 +79,12 @@ def test_parts_show_what_the_region_claims():
             extra = {"necrosis", "mucin", "smooth_muscle", "fibrous_stroma"}
             assert said <= {f for f, v in whole.items() if v} | extra
             if "epithelium" in parts: assert parts["epithelium"][ARCHITECTURE[c]] and not parts["ground"][ARCHITECTURE[c]]
+
+def test_a_pair_is_the_same_whatever_was_painted_before():
+    first = painter.nuclei("tumour", 0.5, 1.5, 0.0, -0.0, 0.0).h.copy()
+    painter.nuclei.cache_clear()
+    painter.nuclei("tumour", 0.5, 1.5, 0.0, 0.0, 0.0)
+    assert (painter.nuclei("tumour", 0.5, 1.5, 0.0, -0.0, 0.0).h == first).all()
 
 def test_reports_say_what_was_painted(phantom):
     for t in truths(phantom):
