@@ -7,10 +7,11 @@ Docs: https://pathgen.github.io/pathgen/init.html.md"""
 # %% auto #0
 __all__ = ['READERS', 'REASONS', 'read_pathcap', 'read_quilt', 'read_pairs_csv', 'read_source', 'clean_caption', 'count_words',
            'stain_measures', 'fingerprint', 'bits_apart', 'measure_image', 'measure_images', 'near_copies',
-           'first_reason', 'pair_scores', 'cross_scores', 'cut_lowest', 'jpeg', 'write_shards', 'judge', 'gather',
-           'first_scores', 'run_init', 'take_most', 'finish']
+           'first_reason', 'pair_scores', 'judge_part', 'cross_scores', 'cut_lowest', 'jpeg', 'write_shards', 'judge',
+           'gather', 'first_scores', 'run_init', 'take_most', 'finish']
 
 # %% ../nbs/14_init.ipynb #466ff7fa
+from functools import partial
 from pathlib import Path
 import ast, io, json, os, re
 import numpy as np, pandas as pd
@@ -231,31 +232,44 @@ def pair_scores(
     return scale*(images*texts).sum(1) - (chance(images, texts) + chance(texts, images))/2
 
 # %% ../nbs/14_init.ipynb #3826d268
-def cross_scores(
-    images, # uint8 (N,px,px,3)
-    texts, # N captions
-    trusted=None, # (N,) bool: pairs that are not judged, so every model may learn from them
-    folds:int=2, # Parts; each is judged by a model trained on the others and on the trusted
-    seed:int=0, # Of folds and training
+def judge_part(
+    part:int, # Number of the part
+    path, # Table to write: row, score
+    pairs, # image (relative to root), caption, part; trusted pairs have the part `parts`
+    root, # Folder that images are relative to; checkpoints go to its folder `init`
+    parts:int=2, # Number of parts
+    seed:int=0, # Of the training
     device:str="auto", # auto, cpu, cuda
-    keep=None, # Folder of checkpoints, so that a killed training goes on
+    **kw, # epochs, batch, lr of `clip.fit`
+):
+    "Train a small CLIP on all pairs but one part, and let it score that part and the trusted pairs."
+    from pathgen.clip import TINY, build_clip, fit, load_images
+    images = load_images([Path(root)/p for p in pairs.image], TINY["vision_cfg"]["image_size"])
+    clip, rest, mine = build_clip("tiny", seed, device), pairs.part != part, pairs.part.isin([part, parts])
+    seen = images[rest], list(pairs.caption[rest])
+    point = Path(root)/"init"/f"checkpoint-{digest(clip.hash, seen[0].tobytes(), seen[1], seed, kw)}.pt"
+    fit(clip, *seen, seed=seed, checkpoint=point, desc=f"first model {part+1}/{parts}", **kw)
+    s = pair_scores(_four_views(clip, images[mine]), clip.encode_texts(list(pairs.caption[mine])), clip.scale)
+    write_table(pd.DataFrame(dict(row=np.flatnonzero(mine), score=s)), path)
+
+def cross_scores(
+    df, # Pairs with image (relative to root), its digest sha, and caption
+    trusted, # (N,) bool: pairs that are not judged, so every model may learn from them
+    root, # Root of everything produced
+    parts:int=2, # Each is judged by a model trained on the others and on the trusted
+    seed:int=0, # Of parts and training
+    device:str="auto", # auto, cpu, cuda
+    workers:int=1, # Processes, a model each
     **kw, # epochs, batch, lr of `clip.fit`
 )->np.ndarray: # (N,) scores; for the trusted the mean over all models
     "Score every pair with a small CLIP that has not seen it."
-    from pathgen.clip import build_clip, fit
-    n = len(texts)
-    part = rng(seed, "folds").permutation(n) % folds
-    part[np.zeros(n, bool) if trusted is None else trusted] = folds
-    out = np.zeros(n)
-    for f in range(folds):
-        rest,mine = np.flatnonzero(part != f), np.flatnonzero((part == f) | (part == folds))
-        clip = build_clip("tiny", seed, device)
-        seen = images[rest], [texts[i] for i in rest]
-        point = keep and Path(keep)/f"checkpoint-{digest(clip.hash, seen[0].tobytes(), seen[1], seed, kw)}.pt"
-        fit(clip, *seen, seed=seed, checkpoint=point, desc=f"first model {f+1}/{folds}", **kw)
-        s = pair_scores(_four_views(clip, images[mine]), clip.encode_texts([texts[i] for i in mine]), clip.scale)
-        out[mine] += np.where(part[mine] == folds, 1/folds, 1)*s
-    return out
+    part = np.where(trusted, parts, rng(seed, "folds").permutation(len(df)) % parts)
+    pairs, how = df[["image","caption"]].assign(part=part), dict(parts=parts, seed=seed, device=device, **kw)
+    out, key = Path(root)/"init/scores", "part{}".format
+    each(partial(judge_part, pairs=pairs, root=root, **how), range(parts), out, key, params=how, code=[judge_part, pair_scores],
+         inputs=lambda k: [*zip(df.sha, df.caption, part.tolist())], workers=min(workers, parts), max_failed=0, desc="first models")
+    scores = pd.concat([read_table(out/f"{key(k)}.parquet") for k in range(parts)])
+    return scores.groupby("row").score.mean().reindex(range(len(df))).values
 
 def _four_views(clip, images):
     v = sum(clip.encode_images(np.ascontiguousarray(np.rot90(images, k, (1,2)))) for k in range(4))
@@ -308,7 +322,6 @@ def write_shards(
     most_px:int=512, # Longest shorter side that is stored, px
 )->list: # Names of the shards
     "Write pairs as WebDataset shards, in random order, one set a split."
-    from functools import partial
     items = []
     for split,rows in df.groupby("split", sort=True):
         rows = rows.iloc[rng(seed, "shards", split).permutation(len(rows))].to_dict("records")
@@ -344,24 +357,18 @@ def gather(
     return df.assign(image=[os.path.relpath(p, root) for p in df.image], caption=df.caption.map(clean_caption))
 
 def first_scores(
-    df, # Pairs with image (relative to root) and caption
+    df, # Pairs with image (relative to root), its digest sha, and caption
     trusted, # (N,) bool: pairs that are not judged
     root, # Root of everything produced
     model, # Folder or open_clip name; None trains one by cross-fitting
-    folds:int=2, # Parts of the cross-fit
-    seed:int=0, # Of the run
     device:str="auto", # auto, cpu, cuda
-    keep=None, # Folder of checkpoints
-    **kw, # epochs, batch, lr
+    **kw, # seed, workers, epochs, batch, lr of `cross_scores`
 )->np.ndarray: # (N,) scores
     "Score pairs with a given first model, or with one trained on the spot."
-    from pathgen.clip import TINY, Files, load_clip, load_images
-    paths = [Path(root)/p for p in df.image]
-    if model is None:
-        ims = load_images(paths, TINY["vision_cfg"]["image_size"])
-        return cross_scores(ims, list(df.caption), trusted, folds, seed, device, keep, **kw)
+    from pathgen.clip import Files, load_clip
+    if model is None: return cross_scores(df, trusted, root, device=device, **kw)
     clip = load_clip(model, device)
-    return pair_scores(clip.encode_images(Files(paths, clip.image_px)), clip.encode_texts(list(df.caption)), clip.scale)
+    return pair_scores(clip.encode_images(Files([Path(root)/p for p in df.image], clip.image_px)), clip.encode_texts(list(df.caption)), clip.scale)
 
 # %% ../nbs/14_init.ipynb #fc01576a
 def run_init(data, seed, device, workers, pathcap, quilt, openpath, csv, min_px, min_words, min_he, near_bits,
@@ -377,7 +384,7 @@ def run_init(data, seed, device, workers, pathcap, quilt, openpath, csv, min_px,
     if left.sum() < 4: raise PathgenError(f"init: no pair is left to score of {len(df)}; most common reason: {df.reason.mode()[0]}")
     drop = dict(pathcap=drop_pathcap, quilt=drop_quilt, openpath=drop_openpath, csv=drop_csv)
     trusted = df.source[left].map(drop).values == 0
-    df.loc[left,"score"] = first_scores(df[left], trusted, data, model, seed=seed, device=device, keep=out, epochs=epochs, batch=batch, lr=lr)
+    df.loc[left,"score"] = first_scores(df[left], trusted, data, model, device, seed=seed, workers=workers, epochs=epochs, batch=batch, lr=lr)
     bad,cuts = cut_lowest(df.score[left].values, df.source[left], drop)
     df.loc[df.index[left][bad],"reason"] = "misaligned"
     df = take_most(df, dict(pathcap=most_pathcap, quilt=most_quilt, openpath=most_openpath), seed)

@@ -1,5 +1,5 @@
 "The three published formats with all their faults, through the whole stage."
-import io, json
+import io, json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
@@ -133,7 +133,7 @@ def test_a_killed_first_model_goes_on_to_the_same_bytes(root, monkeypatch):
     kw = KW | dict(epochs=2)
     I.run_init(root, **kw)
     want = prints(root)
-    (root/"init/pairs.parquet").unlink()
+    shutil.rmtree(root/"init/scores")
     rest, epochs = C.Batches.set_epoch, []
     def stop(self, epoch):
         if epoch: raise KeyboardInterrupt
