@@ -91,9 +91,10 @@ def list_source(
     provider:str="builtin", # Who lists
     retries:int=2, # How often a bad answer is asked for again
     table=TABLE, # CSV of the builtin lists
+    chat:dict={}, # cache and max_requests of an endpoint
 )->None:
     "List the attributes of one tissue source into a Parquet table."
-    a = ask(ATTRIBUTES, provider, item | dict(table=table), retries)
+    a = ask(ATTRIBUTES, provider, item | dict(table=table), retries, **chat)
     rows = [item | dict(attribute=x) | a.provenance for x in a.value.attributes]
     columns = ["source", "project", "attribute", "provider", "model", "prompt_hash"]
     write_table(pd.DataFrame(rows)[columns], path)
@@ -110,6 +111,7 @@ def run_attributes(
     table, # CSV of the builtin lists
     retries, # How often a bad answer is asked for again
     max_failed, # Share of the tissue sources that may fail
+    max_requests=1000, # Requests to endpoints that may be sent in all
 )->pd.DataFrame: # source, project, attribute, provider, model, prompt_hash
     "The whole stage: `slides.parquet` -> `attributes.parquet`."
     allow(ATTRIBUTES, provider)
@@ -117,8 +119,8 @@ def run_attributes(
     kinds = _kinds(read_table(root/"slides.parquet", ["source", "project"]))
     if not kinds: raise PathgenError(f"{root}/slides.parquet lists no slides: run slides on others")
     key = lambda r: re.sub(r"[^\w-]+", "-", f"{r['source']}_{r['project']}")
-    how = dict(provider=provider, retries=retries, table=str(table))
-    keys = each(partial(list_source, **how), kinds, root/"attributes", key,
+    how, chat = dict(provider=provider, retries=retries, table=str(table)), dict(cache=str(root/"chat"), max_requests=max_requests)
+    keys = each(partial(list_source, chat=chat, **how), kinds, root/"attributes", key,
                 params=how | provenance(ATTRIBUTES, provider), code=[list_source],
                 inputs=lambda r: tables, max_failed=max_failed, desc="attributes")
     df = pd.concat([read_table(root/"attributes"/f"{k}.parquet") for k in keys], ignore_index=True)

@@ -6,11 +6,11 @@ Docs: https://pathgen.github.io/pathgen/cli.html.md"""
 
 # %% auto #0
 __all__ = ['SHARED', 'BASE', 'app', 'CHECKS', 'COLOURS', 'STEPS', 'find_root', 'stages', 'parameters', 'notebook', 'choices',
-           'within', 'fits', 'kind', 'check_value', 'check_base', 'check_params', 'kernel_progress', 'only_run', 'tidy',
-           'why', 'execute', 'data_dir', 'kernel_env', 'check_all', 'run_stage', 'command', 'params_file', 'run',
-           'profiles', 'profile', 'check_python', 'check_packages', 'check_machine', 'input_paths', 'check_inputs',
-           'check_tools', 'doctor', 'maybe', 'origin', 'slide_axes', 'draw_slide', 'truth_axes', 'patch_text',
-           'draw_patch', 'show', 'slide_text', 'main']
+           'within', 'fits', 'kind', 'check_value', 'check_base', 'check_provider', 'check_params', 'kernel_progress',
+           'only_run', 'tidy', 'why', 'execute', 'data_dir', 'kernel_env', 'check_all', 'run_stage', 'command',
+           'params_file', 'run', 'profiles', 'profile', 'check_python', 'check_packages', 'check_machine',
+           'input_paths', 'check_inputs', 'check_endpoints', 'check_tools', 'doctor', 'maybe', 'origin', 'slide_axes',
+           'draw_slide', 'truth_axes', 'patch_text', 'draw_patch', 'show', 'slide_text', 'main']
 
 # %% ../nbs/90_cli.ipynb #074d4b83
 import ast, contextlib, functools, inspect, json, os, re, subprocess, sys, time
@@ -138,7 +138,8 @@ BASE = {"data": ("../data", "root of everything produced, relative to nbs/"),
         "max_failed": (.1, "share of the items of a stage that may fail [0, 1]"),
         "engine": ("local", "one of local|ray|HOST:PORT, the address of a Ray cluster"),
         "item_minutes": (0., "minutes that an item may take, 0 for no bound [0, inf)"),
-        "item_gb": (0., "memory of a worker, GB, 0 for no bound [0, inf)")}
+        "item_gb": (0., "memory of a worker, GB, 0 for no bound [0, inf)"),
+        "max_requests": (1000, "requests to endpoints that may be sent in all [0, inf)")}
 
 def check_value(
     where:str, # File, section and key, for the message
@@ -166,6 +167,18 @@ def check_base(
         check_value(f"{file}: base.{k}", v, BASE[k])
 
 # %% ../nbs/90_cli.ipynb #bc9424e5
+def check_provider(
+    where:str, # File, section and key, for the message
+    value:str, # What the file says
+):
+    "Refuse a provider that is unknown, or whose model or address is not as it should be."
+    from pathgen.chat import PROVIDERS, get_provider
+    from pathgen.core import PathgenError
+    kind = value.partition(":")[0]
+    if kind not in PROVIDERS: raise _unknown(f"{where} is {value!r}", kind, PROVIDERS, "the providers are")
+    try: get_provider(value).local()
+    except PathgenError as e: raise PathgenError(f"{where} is {value!r}: {e}") from e
+
 def check_params(
     stage:str, # Name of the stage
     params:dict, # All sections of a params file
@@ -173,7 +186,6 @@ def check_params(
     file="params.yaml", # Where `params` comes from, for the message
 )->dict: # What the notebook gets
     "The values for the notebook of `stage`, after a check of names, kinds and ranges."
-    from pathgen.chat import PROVIDERS
     from pathgen.core import PathgenError
     declared, base, own = parameters(nb), params.get("base", {}), params.get(stage)
     takes = [k for k in declared if k not in BASE]
@@ -185,7 +197,7 @@ def check_params(
             what = f"{file}: {stage}.{k} is not a parameter of nbs/{nb.name}"
             raise _unknown(what, k, takes, f"{stage} takes")
         check_value(f"{file}: {stage}.{k}", v, declared[k])
-        if k=="provider" and v not in PROVIDERS: raise _unknown(f"{file}: {stage}.provider is {v!r}", v, PROVIDERS, "the providers are")
+        if k=="provider": check_provider(f"{file}: {stage}.provider", v)
     given = {**{k:v for k,v in base.items() if k in declared}, **own}
     for k in (k for k in declared if k not in given):
         place, (default, says) = ("base", BASE[k]) if k in BASE else (stage, declared[k])
@@ -501,9 +513,20 @@ def check_inputs(root):
         name = path.relative_to(root) if path.is_relative_to(root) else path
         if os.access(path, os.R_OK): yield "ok", f"{where}: {name} is readable"
         else: yield "fail", f"{where}: {name} cannot be read: correct it in params.yaml"
-    asked = sorted({p for s in params.values() if (p := s.get("provider")) and p!="builtin"})
-    if asked: yield "ok", f"providers other than builtin: {', '.join(asked)}"
-    else: yield "ok", "no endpoint is configured and none is needed: every role is builtin"
+    yield from check_endpoints({p for s in params.values() if (p := s.get("provider")) and p!="builtin"})
+
+def check_endpoints(
+    providers, # As in the params file, without builtin
+):
+    "Whether each endpoint answers and has its model."
+    from pathgen.chat import endpoint, serves
+    from pathgen.core import PathgenError
+    if not providers: yield "ok", "no endpoint is configured and none is needed: every role is builtin"
+    for p in sorted(providers):
+        target = p.partition(":")[2]
+        try: there = endpoint(target)[0] in serves(target)
+        except PathgenError as e: yield "fail", f"{p}: {e}"
+        else: yield ("ok", f"{p} answers") if there else ("warn", f"{p} answers, but does not list that model")
 
 def check_tools(root):
     "git and DVC."

@@ -49,13 +49,14 @@ def describe_slide(
     provider:str, # Who describes
     mpp_if_missing:float, # µm/px where the slide has none
     seed:int, # Of the wording
+    chat:dict={}, # cache and max_requests of an endpoint
 )->None:
     "Describe the patches of one slide."
     rows = [r for r in item["rows"].itertuples() if pd.notna(r.mpp) or mpp_if_missing or provider != "builtin"]
     patches = [read_patch(folder, r, mpp_if_missing) for r in rows]
     stains = slide_stains(patches) if patches and provider == "builtin" else None
     say = lambda r,im,mpp: ask(DESCRIBE, provider, dict(source=item["source"], image=im, mpp=mpp, stains=stains,
-                                                        seed=int(digest(seed, r.patch_id), 16)%2**31)).value.text
+                                                        seed=int(digest(seed, r.patch_id), 16)%2**31), **chat).value.text
     from_ = provenance(DESCRIBE, provider) | (dict(model=measured_by()) if provider == "builtin" else {})
     out = [dict(patch_id=r.patch_id, slide_id=r.slide_id, text=say(r, *p), **from_) for r,p in zip(rows, patches)]
     write_table(pd.DataFrame(out, columns=COLUMNS), path)
@@ -188,12 +189,12 @@ def image_digests(
     rows = item["rows"][["patch_id","px","mpp"]].to_csv(index=False)
     return [item["source"], rows, [file_digest(f) if f.exists() else None for f in files]]
 
-def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing, **loop):
+def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing, max_requests=1000, **loop):
     "The whole stage: patches.parquet and its images to text/descriptions.parquet."
     get_provider(provider)
     data, items = Path(data), describe_items(data)
-    text, folder = data/"text", str(data/"patches")
-    f = functools.partial(describe_slide, folder=folder, provider=provider, mpp_if_missing=mpp_if_missing, seed=seed)
+    text, folder, chat = data/"text", str(data/"patches"), dict(cache=str(data/"chat"), max_requests=max_requests)
+    f = functools.partial(describe_slide, folder=folder, provider=provider, mpp_if_missing=mpp_if_missing, seed=seed, chat=chat)
     keys = each(f, items, text/"descriptions", lambda i: i["slide_id"], params=[provider, seed, mpp_if_missing, measured_by()],
                 inputs=lambda i: image_digests(i, folder), code=[describe_slide, describe_by_measure, read_patch, slide_stains],
                 workers=workers, max_failed=max_failed, desc="describe", **loop)

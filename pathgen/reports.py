@@ -468,12 +468,13 @@ def clean_file(
     provider:str="builtin", # Who cleans
     retries:int=2, # How often a bad answer is asked for again
     deidentified:bool=False, # Are the reports free of private data?
+    chat:dict={}, # cache and max_requests of an endpoint
     **limits, # max_words, max_parts
 )->None:
     "Clean one report into a Parquet table of its parts."
     text, tries = read_report(item["path"]), 0 if provider == "builtin" else retries
     with discreet(item["path"]):
-        a = ask(CLEAN, provider, dict(report=text, **limits), tries, deidentified)
+        a = ask(CLEAN, provider, dict(report=text, **limits), tries, deidentified, **chat)
     parts = a.value.parts
     if len(parts) > limits["max_parts"]: parts = choose(parts, **limits)
     df = pd.DataFrame(dict(text=parts, part=range(1, len(parts)+1))).assign(
@@ -525,6 +526,7 @@ def run_reports(
     deidentified, # Reports hold no private data and may leave this machine
     max_failed, # Share of the reports that may fail
     workers, # Processes
+    max_requests=1000, # Requests to endpoints that may be sent in all
     **loop, # engine, item_minutes and item_gb of `each`
 )->tuple: # Table of parts, table of files, metrics
     "The whole stage: `report_files.parquet` -> `reports.parquet`."
@@ -534,11 +536,11 @@ def run_reports(
     files = read_table(root/"report_files.parquet", ["report_id", "patient_id", "path"])
     how = dict(provider=provider, retries=retries, deidentified=deidentified,
                max_words=max_words, max_parts=max_parts)
-    who = provenance(CLEAN, provider)
+    who, chat = provenance(CLEAN, provider), dict(cache=str(root/"chat"), max_requests=max_requests)
     seen = lambda r: file_digest(r["path"]) if Path(r["path"]).is_file() else None
-    keys = each(partial(clean_file, **how), files.to_dict("records"), root/"reports",
+    keys = each(partial(clean_file, chat=chat, **how), files.to_dict("records"), root/"reports",
                 lambda r: safe_name(r["report_id"]), params=how|who, inputs=seen, code=[clean_file, findings],
-                workers=min(workers, 1+len(files)//100), max_failed=max_failed, desc="reports", **loop)
+                workers=min(workers, 1+len(files)//100) if provider == "builtin" else workers, max_failed=max_failed, desc="reports", **loop)
     tables = [read_table(root/"reports"/f"{k}.parquet") for k in keys]
     parts = pd.concat(tables or [pd.DataFrame(columns=COLUMNS)], ignore_index=True)
     write_table(parts, root/"reports.parquet")

@@ -299,6 +299,7 @@ def revise_slide(
     mpp_if_missing:float, # µm/px where the slide has none
     n_trials:int, # Patches of the slide on which errors are put
     seed:int, # Of wordings and errors
+    chat:dict={}, # cache and max_requests of an endpoint
 )->None:
     "Revise the descriptions of one slide."
     rows = list(item["rows"].itertuples())
@@ -311,7 +312,7 @@ def revise_slide(
     for i,(r,(im,mpp)) in enumerate(zip(rows, images)):
         seen = second_look(im, mpp, stains) if provider == "builtin" else None
         given = dict(source=item["source"], image=im, mpp=mpp, seen=seen, seed=int(digest(seed, r.patch_id), 16)%997)
-        agent = lambda s: ask(REVISE, provider, given|dict(text=s)).value.operations
+        agent = lambda s: ask(REVISE, provider, given|dict(text=s), **chat).value.operations
         text, done, refused = carry_out(r.text, agent(r.text))
         out.append(dict(patch_id=r.patch_id, slide_id=r.slide_id, text=text, edits=json.dumps(done), refused=len(refused)) | from_)
         if i in tried: tests += [dict(patch_id=r.patch_id)|t for t in trials(r.text, truth.patch(r.x, r.y, r.px), agent, seed)]
@@ -374,13 +375,13 @@ def revise_metrics(
     return m
 
 # %% ../nbs/31_revise.ipynb #55101e1f
-def run_revise(data, seed, workers, max_failed, provider, mpp_if_missing, trials_per_slide, **loop):
+def run_revise(data, seed, workers, max_failed, provider, mpp_if_missing, trials_per_slide, max_requests=1000, **loop):
     "The whole stage: text/descriptions.parquet to text/revisions.parquet."
     get_provider(provider)
     data, items = Path(data), revise_items(data)
     out, folder, truth_dir = data/"text"/"revisions", str(data/"patches"), str(data/"phantom"/"truth")
     f = functools.partial(revise_slide, folder=folder, truth_dir=truth_dir, provider=provider, mpp_if_missing=mpp_if_missing,
-                          n_trials=trials_per_slide, seed=seed)
+                          n_trials=trials_per_slide, seed=seed, chat=dict(cache=str(data/"chat"), max_requests=max_requests))
     keys = each(f, items, out, lambda i: i["slide_id"], params=[provider, seed, mpp_if_missing, trials_per_slide, measured_by()],
                 inputs=lambda i: revise_inputs(i, folder, truth_dir), code=[revise_slide, second_look, proposals, apply, trials],
                 workers=workers, max_failed=max_failed, desc="revise", **loop)

@@ -314,13 +314,14 @@ def caption_row(
     slide_id:str, # Id of its slide
     text:str, # Its description
     provider:str, # Who summarises
+    options:dict={}, # cache and max_requests of an endpoint
 )->dict: # A row of captions.parquet, and `error`
     "The caption of one patch with its provenance."
     row = dict(patch_id=patch_id, slide_id=slide_id, text=None, n_tokens=0,
                **chat.provenance(SUMMARISE, provider), error=None)
     if not isinstance(text, str) or not text.strip():
         return row | dict(error="the description is empty: run `pathgen run describe` again")
-    try: caption = chat.ask(SUMMARISE, provider, dict(description=text)).value.caption
+    try: caption = chat.ask(SUMMARISE, provider, dict(description=text), **options).value.caption
     except PathgenError as e: return row | dict(error=one_line(e))
     return row | dict(text=caption, n_tokens=count_tokens(caption))
 
@@ -328,10 +329,11 @@ def caption_slide(
     slide, # (slide_id, its rows of revisions.parquet)
     path, # File to write
     provider:str="builtin", # Who summarises
+    options:dict={}, # cache and max_requests of an endpoint
 ):
     "The captions of one slide, as a table."
     rows = slide[1][["patch_id","slide_id","text"]].values.tolist()
-    df = pd.DataFrame([caption_row(*r, provider) for r in rows])
+    df = pd.DataFrame([caption_row(*r, provider, options) for r in rows])
     write_table(df.astype(dict(text="string", error="string")), path)
 
 # %% ../nbs/32_summarize.ipynb #788446f3
@@ -354,6 +356,7 @@ def run_summarize(
     data, # Root of everything produced
     workers:int=1, # Processes that share the slides
     max_failed:float=.1, # Share of the captions that may fail
+    max_requests:int=1000, # Requests to endpoints that may be sent in all
 )->tuple: # captions.parquet, and patch_id to description
     "The whole stage: `revisions.parquet` to `captions.parquet`."
     text = Path(data)/"text"
@@ -361,8 +364,9 @@ def run_summarize(
     revisions = read_table(text/"revisions.parquet")
     slides = list(revisions.groupby("slide_id", sort=True))
     rows = lambda s: s[1][["patch_id","text"]].values.tolist()
-    workers = min(workers, 1 + len(revisions)//20_000)
-    keys = each(functools.partial(caption_slide, provider=provider), slides, text/"captions",
+    if provider == "builtin": workers = min(workers, 1 + len(revisions)//20_000)
+    options = dict(cache=str(Path(data)/"chat"), max_requests=max_requests)
+    keys = each(functools.partial(caption_slide, provider=provider, options=options), slides, text/"captions",
                 key=lambda s: s[0], inputs=rows, params=chat.provenance(SUMMARISE, provider),
                 workers=workers, max_failed=max_failed, desc="summarize")
     if not keys:

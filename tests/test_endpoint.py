@@ -1,0 +1,172 @@
+"Endpoints: a server on loopback that behaves, and one that does not; nothing is paid for twice."
+import json, os, re, signal, subprocess, sys, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from pydantic import BaseModel
+from pathgen import chat
+from pathgen.chat import AnswerError, Role, ask, serves
+from pathgen.core import PathgenError, read_table, write_table, write_text
+
+class Word(BaseModel): word: str
+ROLE = Role("echo", "Say {word}.", Word)
+GOOD = '{"word": "gland"}'
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *a): pass
+    def reply(self, status, body, **headers):
+        raw = (body if isinstance(body, str) else json.dumps(body)).encode()
+        self.send_response(status)
+        for k,v in ({"Content-Type":"application/json", "Content-Length":str(len(raw))} | headers).items(): self.send_header(k, v)
+        self.end_headers(); self.wfile.write(raw)
+    def say(self, text): self.reply(200, dict(id="1", object="chat.completion", created=0, model="m", choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text))]))
+    def do_GET(self): self.reply(200, dict(object="list", data=[dict(id="m", object="model", created=0, owned_by="us")]))
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked.append((body, self.headers["Authorization"]))
+            todo = self.server.script.pop(0) if self.server.script else None
+        if todo is None: return self.say(self.server.answer(body))
+        todo(self)
+
+def cut(h): h.connection.close()
+def wait(h): time.sleep(1.2); h.say(GOOD)
+def status(code, **headers): return lambda h: h.reply(code, dict(error=dict(message="patient Jane Public")), **headers)
+def text(t): return lambda h: h.say(t)
+
+@pytest.fixture
+def server(monkeypatch):
+    "A server whose next replies can be scripted; `asked` holds what it was sent."
+    for k in ("OPENAI_API_KEY","OPENAI_BASE_URL"): monkeypatch.delenv(k, raising=False)
+    s = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    s.asked, s.script, s.lock, s.answer = [], [], threading.Lock(), lambda body: GOOD
+    s.provider = f"openai:m@http://127.0.0.1:{s.server_port}/v1"
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    yield s
+    s.shutdown(); s.server_close()
+
+def say(server, cache, word="gland", most=99, **kw): return ask(ROLE, server.provider, dict(word=word, **kw.pop("inputs", {})), cache=str(cache), max_requests=most, **kw).value.word
+
+def test_an_answer_with_where_it_comes_from_is_paid_for_once(server, tmp_path):
+    a = ask(ROLE, server.provider, dict(word="gland"), cache=str(tmp_path), max_requests=9)
+    assert a.value.word=="gland" and a.provenance["provider"]==server.provider and a.provenance["decoding"]=="greedy"
+    assert say(server, tmp_path)=="gland" and len(server.asked)==1
+    body = server.asked[0][0]
+    assert body["model"]=="m" and body["temperature"]==0 and '"word"' in body["messages"][0]["content"]
+    assert serves(server.provider.partition(":")[2])==["m"]
+
+def test_the_image_goes_along_and_another_image_is_another_request(server, tmp_path):
+    import base64, io
+    from PIL import Image
+    for v in (0, 200): say(server, tmp_path, inputs=dict(image=np.full((9,7,3), v, np.uint8)))
+    url = server.asked[1][0]["messages"][0]["content"][0]["image_url"]["url"]
+    im = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+    assert len(server.asked)==2 and im.shape==(9,7,3) and abs(int(im.mean())-200) < 3
+
+@pytest.mark.parametrize("faults", ([status(500)]*2, [status(429, **{"Retry-After":"1"})], [cut], [status(503), cut]), ids=("500","429","cut","503 and cut"))
+def test_what_passes_is_waited_for(server, tmp_path, faults):
+    server.script = list(faults)
+    start = time.time()
+    assert say(server, tmp_path)=="gland" and len(server.asked)==len(faults)+1
+    if len(faults)==1 and faults[0] is not cut: assert time.time()-start >= 1
+
+def test_a_slow_server_is_given_up_in_one_line(server, tmp_path, monkeypatch):
+    from openai import OpenAI
+    monkeypatch.setattr(chat, "_client", lambda url, key: OpenAI(api_key=key, base_url=url, max_retries=0, timeout=.3))
+    server.script = [wait]
+    with pytest.raises(PathgenError, match=r"http://127.0.0.1:\d+/v1 does not answer in time"): say(server, tmp_path)
+
+@pytest.mark.parametrize("code,mend", ((401,"check OPENAI_API_KEY"), (404,"does it serve m?"), (400,"see the log of the server")))
+def test_a_refusal_names_the_status_and_the_mend_and_no_text(server, tmp_path, code, mend):
+    server.script = [status(code)]*9
+    with pytest.raises(PathgenError) as e: say(server, tmp_path)
+    assert f"status {code}: {mend}" in str(e.value) and "Jane" not in str(e.value) and len(server.asked)==1
+
+@pytest.mark.parametrize("bad", ("", "no braces", '{"word": 3}', '{"word"'), ids=("empty","no json","wrong type","cut off"))
+def test_a_bad_answer_is_asked_again_with_the_reason_then_refused_and_never_kept(server, tmp_path, bad):
+    server.script = [text(bad)]
+    assert say(server, tmp_path)=="gland" and "did not fit" in json.dumps(server.asked[1][0]) and len(server.asked)==2
+    server.script = [text(bad)]*3
+    with pytest.raises(AnswerError, match="no good answer in 3 tries"): say(server, tmp_path, "stroma")
+    assert len(list(tmp_path.glob("*.json")))==1
+
+def test_a_body_that_is_no_json_is_a_bad_answer(server, tmp_path):
+    server.script = [lambda h: h.reply(200, "<html>hello</html>", **{"Content-Type":"text/html"}), lambda h: h.reply(200, '{"choices": ')]
+    assert say(server, tmp_path)=="gland"
+
+def test_the_budget_counts_every_process_and_run(server, tmp_path):
+    for w in "abc": say(server, tmp_path, w, most=3)
+    assert say(server, tmp_path, "a", most=3)=="gland"
+    with pytest.raises(PathgenError, match="the 3 requests of base.max_requests are spent"): say(server, tmp_path, "d", most=3)
+    assert len(server.asked)==3
+
+def test_nobody_there(tmp_path, monkeypatch):
+    from openai import OpenAI
+    monkeypatch.setattr(chat, "_client", lambda url, key: OpenAI(api_key=key, base_url=url, max_retries=0))
+    with pytest.raises(PathgenError, match="cannot be reached: start the server"):
+        ask(ROLE, "openai:m@http://127.0.0.1:9/v1", dict(word="a"), cache=str(tmp_path), max_requests=9)
+
+def test_the_key_comes_from_the_environment_and_stays_there(server, tmp_path, monkeypatch):
+    with pytest.raises(PathgenError, match="https://api.openai.com/v1 wants a key: set OPENAI_API_KEY"):
+        ask(ROLE, "openai:m", dict(word="a"), cache=str(tmp_path), max_requests=9)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    say(server, tmp_path)
+    assert server.asked[0][1]=="Bearer sk-secret" and not any(b"sk-secret" in p.read_bytes() for p in tmp_path.iterdir())
+
+def reports(root, n):
+    "A data folder with `n` reports."
+    rows = []
+    for i in range(n):
+        p = root/f"in/R{i}.txt"
+        write_text(f"Microscopic Description: Sections show infiltrating glands in case {i}.\n", p)
+        rows.append(dict(report_id=f"R{i}", patient_id=f"P{i}", path=str(p)))
+    write_table(pd.DataFrame(rows), root/"data/report_files.parquet")
+
+def parts(body): return json.dumps(dict(parts=[f"Infiltrating glands in case {re.search('case ([0-9]+)', json.dumps(body))[1]}."]))
+
+RUN = "import sys; from pathgen.reports import run_reports; run_reports(sys.argv[1], sys.argv[2], 50, 3, 1, True, .5, 2, max_requests=999)"
+def run(root, provider): return subprocess.Popen([sys.executable, "-c", RUN, str(root/"data"), provider], stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=os.environ | {"PYTHONPATH":str(Path(__file__).parent.parent), "IN_TEST":"1"})
+
+def test_after_a_kill_no_finished_request_is_sent_again(server, tmp_path):
+    reports(tmp_path, 30)
+    def slowly(body): time.sleep(.1); return parts(body)
+    server.answer = slowly
+    p, end = run(tmp_path, server.provider), time.time()+60
+    while len(server.asked) < 10 and time.time() < end: time.sleep(.05)
+    os.killpg(p.pid, signal.SIGKILL); p.wait(); time.sleep(2)
+    kept = len(list((tmp_path/"data/chat").glob("*.json")))
+    before = len(server.asked)
+    p = run(tmp_path, server.provider)
+    assert p.communicate(timeout=120)[0] is not None and p.returncode==0
+    assert 5 <= kept <= before < 30 and len(server.asked)-before == 30-kept
+    assert sorted(read_table(tmp_path/"data/reports.parquet").text) == sorted(f"Infiltrating glands in case {i}." for i in range(30))
+
+def test_garbage_ends_in_the_error_table_and_never_in_a_row(server, tmp_path):
+    from pathgen.reports import run_reports
+    reports(tmp_path, 4)
+    server.answer = lambda body: "I am sorry." if "case 2" in json.dumps(body) else parts(body)
+    df, *_ = run_reports(tmp_path/"data", server.provider, 50, 3, 1, False, .5, 1)
+    errors = read_table(tmp_path/"data/reports/errors.parquet")
+    assert len(df)==3 and df.text.str.len().min() > 10 and errors.item.tolist()==["R2"] and "no good answer in 2 tries" in errors.error[0]
+    assert "case 2" not in errors.error[0]
+
+def test_reports_stay_here_unless_they_are_deidentified(tmp_path):
+    from pathgen.reports import run_reports
+    reports(tmp_path, 1)
+    with pytest.raises(PathgenError, match="would send private data off this machine: set reports.deidentified"):
+        run_reports(tmp_path/"data", "openai:m@https://example.org/v1", 50, 3, 1, False, .5, 1)
+
+def test_doctor_says_of_each_endpoint_whether_it_answers(server, monkeypatch):
+    from pathgen.cli import check_endpoints
+    other = server.provider.replace("openai:m@", "openai:other@")
+    said = list(check_endpoints({server.provider, other, "openai:m@http://127.0.0.1:9/v1", "openai:gpt-4o"}))
+    how = {line.split(" ")[0].rstrip(":"):(state, line) for state,line in said}
+    assert len(said)==4 and how[server.provider][0]=="ok" and how[other]==("warn", f"{other} answers, but does not list that model")
+    assert "cannot be reached" in next(l for s,l in said if s=="fail" and ":9/" in l) and "OPENAI_API_KEY" in next(l for s,l in said if "gpt-4o" in l)
+
+@pytest.mark.parametrize("value,says", (("openia:m","the providers are"), ("openai","needs a model"), ("openai:m@localhost","write openai:MODEL@URL"), ("builtin:m","takes no model")))
+def test_a_wrong_provider_is_refused_before_any_work(value, says):
+    from pathgen.cli import check_provider
+    with pytest.raises(PathgenError, match=says) as e: check_provider("params.yaml: describe.provider", value)
+    assert str(e.value).startswith(f"params.yaml: describe.provider is '{value}'")
