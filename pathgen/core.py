@@ -12,7 +12,7 @@ __all__ = ['MADE_BY', 'NEEDED', 'PathgenError', 'OutputError', 'writing', 'atomi
 # %% ../nbs/00_core.ipynb #433151f0
 import contextlib, errno, functools, hashlib, inspect, json, os, platform, re, shutil, sys
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
 
 # %% ../nbs/00_core.ipynb #04eafea4
 class PathgenError(Exception):
@@ -125,7 +125,7 @@ def need(
 
 # %% ../nbs/00_core.ipynb #ea858d67
 def write_table(
-    df:pd.DataFrame, # The whole table
+    df, # DataFrame, the whole table
     path, # A `.parquet` file
 )->Path: # The same path
     "Write `df` as Parquet, atomically; the same rows give the same bytes."
@@ -135,9 +135,9 @@ def write_table(
 def read_table(
     path, # A `.parquet` file
     columns:list=None, # Read these columns only
-)->pd.DataFrame:
+): # -> DataFrame
     "Read a Parquet table; one that is missing, damaged or lacks a column is a `PathgenError`."
-    import pyarrow.parquet as pq
+    import pandas as pd, pyarrow.parquet as pq
     path, again = need(path), "delete it and run its stage again"
     try:
         there = pq.read_schema(path).names
@@ -462,6 +462,7 @@ def _report(out, errors, n, max_failed, desc): # Write the error table; too many
     table = out/"errors.parquet"
     for k in errors: _forget(out, k)
     if not errors: return table.unlink(missing_ok=True)
+    import pandas as pd
     write_table(pd.DataFrame(sorted(errors.items()), columns=["item","error"]), table)
     k,e = next(iter(sorted(errors.items())))
     if len(errors) > max_failed*n:
