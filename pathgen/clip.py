@@ -22,8 +22,11 @@ CONTEXT = 77 # Tokens that CLIP reads, start and end included
 
 @lru_cache(1)
 def _bpe():
-    from open_clip.tokenizer import SimpleTokenizer
-    return SimpleTokenizer()
+    from importlib.util import find_spec, module_from_spec, spec_from_file_location
+    file = Path(find_spec("open_clip").origin).with_name("tokenizer.py")
+    spec = spec_from_file_location("open_clip_tokenizer", file)
+    spec.loader.exec_module(alone := module_from_spec(spec))
+    return alone.SimpleTokenizer()
 
 def count_tokens(
     text:str, # Any text

@@ -13,7 +13,7 @@ __all__ = ['CONCEPTS', 'PRE', 'POST', 'STOP', 'BREAK', 'VERB', 'HIDES', 'SITE', 
 # %% ../nbs/01_findings.ipynb #878e56d1
 import json, re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import PathgenError, read_json
@@ -356,6 +356,10 @@ def parse(
     text:str, # Report, description or caption
 )->list: # Of `Finding`, in the order of the text
     "All findings of `text`, each asserted or denied."
+    return list(_parsed(text))
+
+@lru_cache(maxsize=4096)
+def _parsed(text):
     spans, out = denied_spans(text), []
     for k,c in CONCEPTS.items():
         neg = [m.span() for m in c.denied.finditer(text)] if c.denied else []
@@ -364,7 +368,7 @@ def parse(
         out += [Finding(k, not _meets(s, spans), *s, text[slice(*s)])
                 for s in pos if not _meets(s, neg)]
     out = [f for f in out if not _hidden(f, text, out)]
-    return sorted(out, key=lambda f: (f.start, f.end, f.concept))
+    return tuple(sorted(out, key=lambda f: (f.start, f.end, f.concept)))
 
 # %% ../nbs/01_findings.ipynb #354dd54c
 def claims(

@@ -460,7 +460,9 @@ def _bodies(L, limit): # Compact bodies darker than `limit`, as `shapes`, and wh
     keep[0] = False
     lab = (np.cumsum(keep)*keep).astype(np.int32)[lab]
     t, n = shapes(lab, L["h"]), lab.max()+1
-    t["peak"] = np.array(ndi.maximum(L["fine"], lab, range(1, n)))
+    at, peak = np.nonzero(lab), np.full(n, -np.inf)
+    np.maximum.at(peak, lab[at], L["fine"][at])
+    t["peak"] = peak[1:]
     for ring,where in _rings(lab).items():
         i = np.flatnonzero(where)
         l = where.ravel()[i]
