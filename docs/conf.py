@@ -7,15 +7,16 @@ from nbdev.config import get_config
 from nbdev.process import NBProcessor, Processor
 from nbdev.processors import (populate_language, add_show_docs, exec_show_docs, hide_, hide_line,
                               rm_header_dash, add_links, strip_ansi)
-from notebooks import done_cells
+from notebooks import directives, done_cells
 
 root = Path(__file__).resolve().parent.parent
 
 def with_outputs(nb, runs):
-    "Notebook `nb` with the outputs of its executed copy, matched by cell id and source, and the parameters it ran with."
+    """Notebook `nb`, its `#| run` cells with the outputs of its executed copy, matched by cell id and source, and the parameters it
+    ran with. A run passes over the examples, so these keep the outputs they have."""
     n, done = read_nb(nb), done_cells(nb, runs)
     for c in n.cells:
-        if c.cell_type=='code' and (d := done.get(c.id)) and d.source==c.source: c.outputs = d.outputs
+        if 'run' in directives(c) and (d := done.get(c.id)) and d.source==c.source: c.outputs = d.outputs
     if 'params' in done:
         i = next(i for i,c in enumerate(n.cells) if 'parameters' in c.metadata.get('tags', []))
         n.cells.insert(i+1, done['params'])

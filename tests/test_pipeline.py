@@ -152,6 +152,7 @@ def test_site_builds_with_the_outputs_of_the_run(run):
     html = run.tree/'docs/_build/html'
     assert (html/'index.html').exists() and 'tile' in (html/'searchindex.js').read_text()
     assert list((html/'_images').glob('*.png'))
+    assert (html/'select.html').read_text().count('<img') > 6, 'examples keep their figures, which a run passes over'
     outside = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+')
     assert not [m for p in html.glob('*.html') for m in outside.findall(p.read_text())], 'the site must work offline'
 
