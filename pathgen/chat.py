@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/chat.html.md"""
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'RULES', 'OPENAI', 'Role', 'render', 'AnswerError', 'check', 'Provider', 'register', 'get_provider',
-           'builtin', 'endpoint', 'is_local', 'as_jpeg', 'message', 'spend', 'serves', 'allow', 'Answer', 'provenance',
+           'builtin', 'endpoint', 'is_local', 'data_url', 'message', 'spend', 'serves', 'allow', 'Answer', 'provenance',
            'ask']
 
 # %% ../nbs/02_chat.ipynb #1571b275
@@ -138,7 +138,7 @@ def is_local(
     return urlsplit(endpoint(target)[1]).hostname in ("localhost","127.0.0.1","::1")
 
 # %% ../nbs/02_chat.ipynb #8d69ed1f
-def as_jpeg(
+def data_url(
     image, # uint8 (h, w, 3)
     quality:int=90, # Of the JPEG
 )->str: # A data URL
@@ -157,7 +157,7 @@ def message(
     "What a model is told."
     text = f"{prompt}\n\nAnswer with one JSON object of this schema and nothing else: {json.dumps(role.schema.model_json_schema())}"
     if complaint: text += f"\n\nYour last answer did not fit: {complaint}. Mend that."
-    parts = [] if image is None else [dict(type="image_url", image_url=dict(url=as_jpeg(image)))]
+    parts = [] if image is None else [dict(type="image_url", image_url=dict(url=data_url(image)))]
     return [dict(role="user", content=[*parts, dict(type="text", text=text)] if parts else text)]
 
 # %% ../nbs/02_chat.ipynb #48ce1cc9
