@@ -168,8 +168,8 @@ def spend(
     "Count a request, or refuse it."
     Path(cache).mkdir(parents=True, exist_ok=True)
     with open(Path(cache)/"sent", "ab") as f:
-        f.write(b"."); f.flush()
-        if f.tell() > most: raise PathgenError(f"the {most} requests of base.max_requests are spent: raise it to go on; {cache}/sent counts them")
+        if f.tell() < most: f.write(b"."); f.flush()
+        else: raise PathgenError(f"the {most} requests of base.max_requests are spent: raise it to go on; {cache}/sent counts them")
 
 # %% ../nbs/02_chat.ipynb #a0b23119
 @lru_cache
