@@ -6,8 +6,8 @@ Docs: https://pathgen.github.io/pathgen/clip.html.md"""
 
 # %% auto #0
 __all__ = ['CONTEXT', 'TINY', 'MEAN', 'STD', 'CARD', 'count_tokens', 'register', 'square', 'precision', 'normalize', 'Clip',
-           'Files', 'load_images', 'skip_empty', 'build_clip', 'augment', 'Batches', 'fit', 'probe', 'save_clip',
-           'load_clip']
+           'Files', 'load_images', 'skip_empty', 'build_clip', 'augment', 'Batches', 'fit', 'to_hf', 'probe',
+           'save_clip', 'load_clip']
 
 # %% ../nbs/04_clip.ipynb #03e734e1
 from pathlib import Path
@@ -324,6 +324,51 @@ def _resume(path, state, losses):
     for k,v in state.items(): v.load_state_dict(old[k])
     losses.extend(torch.tensor(l) for l in old["losses"])
     return old["epoch"]
+
+# %% ../nbs/04_clip.ipynb #d7fca500
+def _layers(sd, old, new, n): # Weights of n transformer layers, renamed
+    out, names = {}, dict(layer_norm1="ln_1", layer_norm2="ln_2", **{"mlp.fc1":"mlp.c_fc", "mlp.fc2":"mlp.c_proj", "self_attn.out_proj":"attn.out_proj"})
+    for i in range(n):
+        for p in ("weight","bias"):
+            qkv = sd[f"{old}{i}.attn.in_proj_{p}"].chunk(3)
+            out |= {f"{new}{i}.self_attn.{k}_proj.{p}":v for k,v in zip("qkv", qkv)}
+            out |= {f"{new}{i}.{a}.{p}":sd[f"{old}{i}.{b}.{p}"] for a,b in names.items()}
+    return out
+
+def _renamed(sd, v, t): # All weights of a plain CLIP, as `transformers` names them
+    vis, txt = "vision_model.", "text_model."
+    out = _layers(sd, "visual.transformer.resblocks.", vis+"encoder.layers.", v["layers"]) | _layers(sd, "transformer.resblocks.", txt+"encoder.layers.", t["layers"])
+    out |= {f"{vis}{a}.{p}":sd[f"visual.{b}.{p}"] for a,b in dict(pre_layrnorm="ln_pre", post_layernorm="ln_post").items() for p in ("weight","bias")}
+    out |= {f"{txt}final_layer_norm.{p}":sd[f"ln_final.{p}"] for p in ("weight","bias")}
+    out |= {vis+"embeddings.class_embedding":sd["visual.class_embedding"], vis+"embeddings.patch_embedding.weight":sd["visual.conv1.weight"],
+            vis+"embeddings.position_embedding.weight":sd["visual.positional_embedding"], "visual_projection.weight":sd["visual.proj"].T,
+            txt+"embeddings.token_embedding.weight":sd["token_embedding.weight"], txt+"embeddings.position_embedding.weight":sd["positional_embedding"],
+            "text_projection.weight":sd["text_projection"].T, "logit_scale":sd["logit_scale"]}
+    return out
+
+# %% ../nbs/04_clip.ipynb #60ec70e7
+def _hf_config(c):
+    from transformers import CLIPConfig
+    v, t = c["vision_cfg"], c["text_cfg"]
+    act, w = "quick_gelu" if c.get("quick_gelu") else "gelu", v["width"]
+    tower = lambda d, heads: dict(hidden_size=d["width"], num_hidden_layers=d["layers"], num_attention_heads=heads, hidden_act=act, projection_dim=c["embed_dim"])
+    vision = tower(v, w//v.get("head_width", 64)) | dict(intermediate_size=int(w*v.get("mlp_ratio", 4)), image_size=v["image_size"], patch_size=v["patch_size"])
+    text = tower(t, t["heads"]) | dict(intermediate_size=t["width"]*4, vocab_size=t["vocab_size"], max_position_embeddings=t["context_length"],
+                                       bos_token_id=t["vocab_size"]-2, eos_token_id=t["vocab_size"]-1, pad_token_id=0)
+    return CLIPConfig(vision_config=vision, text_config=text, projection_dim=c["embed_dim"])
+
+def to_hf(
+    clip:Clip, # A plain CLIP with a ViT: no ConvNeXt, no text tower of another library
+): # -> transformers.CLIPModel on the CPU, float32
+    "The same model as `transformers` has it."
+    import open_clip
+    from transformers import CLIPModel
+    if type(clip.model) is not open_clip.CLIP or not hasattr(clip.model.visual, "class_embedding"):
+        raise PathgenError(f"{clip.name}: only a plain CLIP with a ViT has a form in transformers' CLIPModel; take tiny, ViT-B-16, ViT-L-14-336, ...")
+    sd = {k:v.detach().float().cpu() for k,v in clip.model.state_dict().items()}
+    model = CLIPModel(_hf_config(clip.config)).eval()
+    model.load_state_dict(_renamed(sd, clip.config["vision_cfg"], clip.config["text_cfg"]))
+    return model
 
 # %% ../nbs/04_clip.ipynb #cd9c7093
 def probe(
