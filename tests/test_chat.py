@@ -2,7 +2,7 @@
 import pytest
 from pydantic import BaseModel
 from pathgen import chat
-from pathgen.chat import AnswerError, Provider, Role, allow, ask, builtin, check, provenance, register, render
+from pathgen.chat import AnswerError, Misfit, Provider, Role, allow, ask, ask_many, builtin, check, provenance, register, render
 from pathgen.core import PathgenError
 
 class Count(BaseModel): n: int
@@ -69,3 +69,51 @@ def test_errors_of_a_rule_are_not_swallowed():
     @builtin("count-words")
     def broken(text): raise KeyError("bug")
     with pytest.raises(KeyError): ask(ROLE, inputs=dict(text="x"))
+
+def many(answers, name="many"):
+    "A provider that answers a list; `answers[text]` are what it says of a text, try by try."
+    asked = []
+    def calls(role, prompts, inputs, attempt, complaints, **options):
+        asked.append(([i["text"] for i in inputs], attempt, complaints))
+        return [answers[i["text"]][min(attempt, len(answers[i["text"]])-1)] for i in inputs]
+    register(Provider(name, None, lambda role, **o: "m", local=lambda **o: True, calls=calls))
+    return asked
+
+def test_only_bad_answers_are_asked_again_each_with_its_own_complaint():
+    asked = many(dict(a=['{"n": 1}'], b=["none", '{"n": 2}'], c=['{"n": "x"}', ValueError("no luck"), '{"n": 3}'], d=[{}]))
+    got = ask_many(ROLE, "many", [dict(text=t) for t in "abcd"])
+    assert [a.value.n for a in got[:3]]==[1,2,3] and isinstance(got[3], AnswerError) and "in 3 tries: n: Field required" in str(got[3])
+    assert [a[:2] for a in asked]==[(["a","b","c","d"], 0), (["b","c","d"], 1), (["c","d"], 2)]
+    assert asked[0][2]==[None]*4 and "no JSON" in asked[1][2][0] and asked[2][2]==["no luck", "n: Field required"]
+    assert got[0].provenance==provenance(ROLE, "many")
+
+def test_one_is_many_of_one():
+    many(dict(a=["none", '{"n": 2}']))
+    assert ask(ROLE, "many", dict(text="a")).value.n==2
+    with pytest.raises(AnswerError, match="1 tries: no JSON object"): ask(ROLE, "many", dict(text="a"), retries=0)
+    assert ask_many(ROLE, "many", [])==[]
+
+def test_what_check_says_may_be_told_and_what_others_say_may_not():
+    asked = many(dict(a=[ValueError("Jane"), '{"n": "Jane"}', {"n":1}]))
+    assert ask(SECRET, "many", dict(text="a")).value.n==1
+    assert asked[1][2]==["ValueError"] and "n: Input should be a valid integer" in asked[2][2][0] and "Jane" not in str(asked)
+
+def test_an_error_of_the_provider_ends_all():
+    def calls(*a, **o): raise PathgenError("the server is down")
+    register(Provider("down", None, lambda role, **o: "m", calls=calls))
+    with pytest.raises(PathgenError, match="the server is down"): ask_many(ROLE, "down", [dict(text="a")]*3)
+
+def test_an_answer_may_be_held_against_what_was_asked():
+    from pydantic import field_validator
+    class Within(BaseModel):
+        n: int
+        @field_validator("n")
+        @classmethod
+        def of_text(cls, n, info):
+            if n > len(info.context["text"].split()): raise ValueError("more words than the text has")
+            return n
+    role = Role("count-words", "{text}", Within)
+    assert check(role, '{"n": 2}', dict(text="a b")).n==2
+    with pytest.raises(Misfit, match="n: more words than the text has"): check(role, '{"n": 3}', dict(text="a b"))
+    many(dict(a=['{"n": 3}', '{"n": 1}']))
+    assert ask(role, "many", dict(text="a")).value.n==1

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from pydantic import BaseModel
 from pathgen import chat
-from pathgen.chat import AnswerError, Role, ask, serves
+from pathgen.chat import AnswerError, Role, ask, ask_many, serves
 from pathgen.core import PathgenError, read_table, write_table, write_text
 
 class Word(BaseModel): word: str
@@ -99,6 +99,40 @@ def test_the_budget_counts_every_process_and_run(server, tmp_path):
     assert say(server, tmp_path, "a", most=3)=="gland"
     with pytest.raises(PathgenError, match="the 3 requests of base.max_requests are spent"): say(server, tmp_path, "d", most=3)
     assert len(server.asked)==3
+
+def say_many(server, cache, words, most=99, **kw): return ask_many(ROLE, server.provider, [dict(word=w) for w in words], cache=str(cache), max_requests=most, **kw)
+
+def asked_for(body): return re.search(r"Say (\w+)", json.dumps(body))[1]
+
+def test_many_requests_are_under_way_at_a_time_and_answers_keep_their_order(server, tmp_path):
+    now, most, n = threading.Lock(), [], [0]
+    def slowly(body):
+        with now: n[0] += 1; most.append(n[0])
+        time.sleep(.02*(ord(asked_for(body)) % 5))
+        with now: n[0] -= 1
+        return json.dumps(dict(word=asked_for(body)))
+    server.answer = slowly
+    words = list("abcdefghijklmnopabc")
+    got = say_many(server, tmp_path, words, concurrency=4)
+    assert [a.value.word for a in got]==words and len(server.asked)==16 and 2 <= max(most) <= 4
+    assert [a.value.word for a in say_many(server, tmp_path, words)]==words and len(server.asked)==16
+
+def test_one_bad_answer_costs_only_itself(server, tmp_path):
+    server.answer = lambda body: "I am sorry." if asked_for(body)=="c" else "" if asked_for(body)=="e" and "did not fit" not in str(body) else GOOD
+    got = say_many(server, tmp_path, "abcdef", retries=1)
+    assert [isinstance(a, AnswerError) for a in got]==[False]*2 + [True] + [False]*3 and len(server.asked)==8
+    assert sum("the answer is empty" in json.dumps(b) for b,_ in server.asked)==1 and len(list(tmp_path.glob("*.json")))==5
+
+def test_threads_do_not_overdraw_the_budget_and_stop_when_it_is_spent(server, tmp_path):
+    server.answer = lambda body: "nonsense"
+    with pytest.raises(PathgenError, match="the 20 requests of base.max_requests are spent"): say_many(server, tmp_path, [f"w{i}" for i in range(16)], most=20)
+    assert len(server.asked)==20
+
+def test_a_refusal_stops_what_has_not_been_sent(server, tmp_path):
+    server.answer = lambda body: time.sleep(.05) or GOOD
+    server.script = [status(401)]
+    with pytest.raises(PathgenError, match="status 401"): say_many(server, tmp_path, [f"w{i}" for i in range(60)], concurrency=3)
+    assert len(server.asked) < 12
 
 def test_nobody_there(tmp_path, monkeypatch):
     from openai import OpenAI
