@@ -7,11 +7,12 @@ Docs: https://pathgen.github.io/pathgen/chat.html.md"""
 # %% auto #0
 __all__ = ['PROVIDERS', 'RULES', 'OPENAI', 'MAX_TOKENS', 'Role', 'render', 'AnswerError', 'Misfit', 'check', 'Provider',
            'register', 'get_provider', 'builtin', 'endpoint', 'is_local', 'data_url', 'told', 'message', 'spend',
-           'serves', 'allow', 'Answer', 'provenance', 'ask', 'ask_many']
+           'serves', 'allow', 'image_tokens', 'estimate', 'Answer', 'provenance', 'ask', 'ask_many']
 
 # %% ../nbs/02_chat.ipynb #1571b275
-import inspect, json, os, re, string, sys, threading
+import inspect, json, math, os, re, string, sys, threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -270,6 +271,49 @@ def allow(
     return p
 
 # %% ../nbs/02_chat.ipynb #296b4f78
+def image_tokens(
+    height:int, # px
+    width:int, # px
+)->int:
+    "Tokens of an image as OpenAI counts them for GPT-4o."
+    for side,px in (max, 2048), (min, 768):
+        scale = min(1, px/side(height, width))
+        height, width = round(height*scale), round(width*scale)
+    return 85 + 170*math.ceil(height/512)*math.ceil(width/512)
+
+def _tokens(role, inputs):
+    "Tokens of a request, about."
+    text, image = told(role, render(role, **inputs)), inputs.get("image")
+    return math.ceil(len(text)/4) + (0 if image is None else image_tokens(*image.shape[:2]))
+
+def estimate(
+    role:Role, # What to do
+    provider:str, # Who does it
+    inputs:list, # One dict a job
+    cache=None, # Folder of the answers of an endpoint
+    max_requests:int=0, # Requests that may be sent in all
+    **options, # Others of the provider
+)->dict: # requests, left (requests), input_tokens (about), output_tokens (at most)
+    "What the first try will cost; more requests than are left are refused. A provider that is no endpoint costs nothing."
+    target = provider.partition(":")[2] if provider.startswith("openai:") else None
+    if target is None: return dict(requests=0, left=0, input_tokens=0, output_tokens=0)
+    files = {_request(role, render(role, **i), i, None, target, cache)[1]:i for i in inputs}
+    new = [i for file,i in files.items() if not file.exists()]
+    sent = (Path(cache)/"sent").stat().st_size if (Path(cache)/"sent").exists() else 0
+    if sent + len(new) > max_requests:
+        raise PathgenError(f"role {role.name}: {len(new)} requests are needed and {max(0, max_requests-sent)} are left: "
+                           f"raise base.max_requests from {max_requests} to {sent+len(new)} or more")
+    return dict(requests=len(new), left=max_requests-sent, input_tokens=sum(_tokens(role, i) for i in new), output_tokens=MAX_TOKENS*len(new))
+
+def _announce(role, provider, cost):
+    "A line about the cost where the progress bars go."
+    path = os.environ.get("PATHGEN_PROGRESS")
+    if not cost["requests"] or (path is None and "IN_TEST" in os.environ): return
+    with open(path, "a") if path else nullcontext(sys.stderr) as f:
+        print("{role}: {requests:,} requests to {to} ({left:,} left), about {input_tokens:,} tokens in, at most {output_tokens:,} out".format(
+            role=role.name, to=provider.partition(":")[2], **cost), file=f)
+
+# %% ../nbs/02_chat.ipynb #ab44f886
 @dataclass(frozen=True)
 class Answer:
     "A checked answer and where it came from."
@@ -337,4 +381,5 @@ def ask_many(
 )->list: # Of each input its `Answer`, or the `AnswerError` in its place
     "Ask a provider to do the job of a role many times, as many at a time as it can."
     p = allow(role, provider, deidentified, **options)
+    _announce(role, provider, estimate(role, provider, inputs, **options))
     return _answers(p, role, provider, inputs, retries, **options)

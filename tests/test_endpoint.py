@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from pydantic import BaseModel
 from pathgen import chat
-from pathgen.chat import AnswerError, Role, ask, ask_many, serves
+from pathgen.chat import AnswerError, Role, ask, ask_many, estimate, serves
 from pathgen.core import PathgenError, read_table, write_table, write_text
 
 class Word(BaseModel): word: str
@@ -133,6 +133,23 @@ def test_a_refusal_stops_what_has_not_been_sent(server, tmp_path):
     server.script = [status(401)]
     with pytest.raises(PathgenError, match="status 401"): say_many(server, tmp_path, [f"w{i}" for i in range(60)], concurrency=3)
     assert len(server.asked) < 12
+
+def test_the_cost_is_told_before_the_first_request_and_counts_what_is_not_paid(server, tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("IN_TEST", raising=False)
+    say_many(server, tmp_path, "ab")
+    line, = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"echo: 2 requests to m@http://127\.0\.0\.1:\d+/v1 \(99 left\), about \d+ tokens in, at most 8,192 out", line)
+    inputs = [dict(word=w, image=np.zeros((672,672,3), np.uint8)) for w in "ab"] + [dict(word="a")]
+    cost = estimate(ROLE, server.provider, inputs, cache=str(tmp_path), max_requests=99)
+    assert (cost["requests"], cost["left"], len(server.asked))==(2, 97, 2) and 2*765 < cost["input_tokens"] < 2*765+200
+    monkeypatch.setenv("PATHGEN_PROGRESS", str(tmp_path/"bars"))
+    say_many(server, tmp_path, "abc"), say_many(server, tmp_path, "abc")
+    assert (tmp_path/"bars").read_text().count("\n")==1 and capfd.readouterr().err==""
+
+def test_what_the_budget_does_not_allow_is_refused_before_the_first_request(server, tmp_path):
+    say(server, tmp_path, "a", most=3)
+    with pytest.raises(PathgenError, match="role echo: 3 requests are needed and 2 are left: raise base.max_requests from 3 to 4 or more"): say_many(server, tmp_path, "abcd", most=3)
+    assert len(server.asked)==1 and len(say_many(server, tmp_path, "abcd", most=4))==4
 
 def test_nobody_there(tmp_path, monkeypatch):
     from openai import OpenAI
