@@ -27,6 +27,8 @@ class Role:
     prompt: str # Text with places such as `{report}`
     schema: type # pydantic model of a good answer
     private: bool = False # May the inputs hold data about a person?
+    read: Callable = None # From the plain text of an agent trained for this role to a dictionary for the schema
+    stage: str = "" # Section of `params.yaml` that sets the provider, where it is not called like the role
 
     @property
     def prompt_hash(self): return digest(self.prompt, self.schema.model_json_schema())
@@ -383,3 +385,41 @@ def ask_many(
     p = allow(role, provider, deidentified, **options)
     _announce(role, provider, estimate(role, provider, inputs, **options))
     return _answers(p, role, provider, inputs, retries, **options)
+
+# %% ../nbs/02_chat.ipynb #829f2217
+@lru_cache(maxsize=1)
+def _lmm(target, device):
+    "The model at `target`, loaded once a process."
+    from pathgen.lmm import load_lmm
+    return load_lmm(target, device)
+
+def _agent(role, target, device="auto", **options):
+    "The model at `target`, if it may do the job of `role`."
+    m, stage = _lmm(target, device), role.stage or role.name
+    if m.role is None: return m
+    if m.role["role"] != role.name:
+        raise PathgenError(f"{target} is an agent for {m.role['role']}, not {role.name}: set {stage}.provider to an agent for {role.name}, "
+                           "or to a model that follows instructions")
+    if m.role["prompt_hash"] == role.prompt_hash: return m
+    raise PathgenError(f"{target} was trained with another prompt of {role.name}: run `pathgen run {stage}_train` again")
+
+def _images(role, inputs):
+    "The images of a batch; None for a batch without any."
+    ims = [i["image"] for i in inputs if i.get("image") is not None]
+    if len(ims) in (0, len(inputs)): return ims or None
+    raise PathgenError(f"role {role.name}: {len(inputs)-len(ims)} of {len(inputs)} inputs have no image: ask for them apart")
+
+def _read(role, answer):
+    "What the answer of an agent says, or the `ValueError` in its place."
+    try: return role.read(answer)
+    except ValueError as e: return e
+
+def _by_lmm(role, prompts, inputs, attempt, complaints, target, device="auto", max_tokens=256, **options):
+    "Answers of a model on this disk."
+    m = _agent(role, target, device)
+    if m.role is None: return m.generate([told(role, p, c) for p,c in zip(prompts, complaints)], _images(role, inputs), max_tokens)
+    if attempt: return [Misfit(c) for c in complaints]
+    return [_read(role, a) for a in m.generate(prompts, _images(role, inputs), max_tokens)]
+
+register(Provider("hf", None, lambda role, target, **o: _agent(role, target, **o).hash, lambda max_tokens=256, **o: f"greedy, {max_tokens} tokens at most",
+                  lambda **o: True, "PATH_OR_NAME", _by_lmm));

@@ -117,3 +117,50 @@ def test_an_answer_may_be_held_against_what_was_asked():
     with pytest.raises(Misfit, match="n: more words than the text has"): check(role, '{"n": 3}', dict(text="a b"))
     many(dict(a=['{"n": 3}', '{"n": 1}']))
     assert ask(role, "many", dict(text="a")).value.n==1
+
+class Lmm:
+    "A model on the disk, as `pathgen.lmm` gives it."
+    def __init__(self, says, role=None): self.says, self.role, self.hash, self.heard = says, role, "abc", []
+    def generate(self, prompts, images=None, max_tokens=256):
+        self.heard.append((list(prompts), images, max_tokens))
+        return [self.says(p, len(self.heard)) for p in prompts]
+
+@pytest.fixture
+def disk(monkeypatch):
+    "Models by name in place of the disk; `loaded` lists what was loaded."
+    import sys, types
+    models, loaded = {}, []
+    def load_lmm(path_or_name, device="auto"):
+        loaded.append((path_or_name, device))
+        return models[path_or_name]
+    monkeypatch.setitem(sys.modules, "pathgen.lmm", types.SimpleNamespace(load_lmm=load_lmm))
+    chat._lmm.cache_clear()
+    yield types.SimpleNamespace(models=models, loaded=loaded)
+    chat._lmm.cache_clear()
+
+def test_a_general_model_gets_what_an_endpoint_gets_in_one_batch(disk):
+    m = disk.models["m"] = Lmm(lambda p, n: '{"n": 3}' if "of: a" in p or n > 1 else "three")
+    got = ask_many(SECRET, "hf:m", [dict(text=t) for t in "abc"], cache="x", max_requests=0, max_tokens=32)
+    assert [a.value.n for a in got]==[3]*3 and disk.loaded==[("m","auto")] and [len(h[0]) for h in m.heard]==[3,2]
+    first, again = m.heard[0][0][0], m.heard[1][0][0]
+    assert first==chat.message(SECRET, render(SECRET, text="a"))[0]["content"] and "did not fit: no JSON object" in again
+    assert m.heard[0][1:]==(None, 32)
+    assert got[0].provenance==dict(provider="hf:m", model="abc", prompt_hash=SECRET.prompt_hash, decoding="greedy, 32 tokens at most")
+
+def test_an_agent_gets_its_prompt_alone_and_is_asked_once(disk):
+    import dataclasses, numpy as np
+    role = dataclasses.replace(ROLE, read=lambda text: dict(n=int(text)))
+    im = np.zeros((4,4,3), np.uint8)
+    m = disk.models["models/a"] = Lmm(lambda p, n: "2" if "good" in p else "two", dict(role=role.name, prompt_hash=role.prompt_hash))
+    good, bad = ask_many(role, "hf:models/a", [dict(text="good", image=im), dict(text="bad", image=im)])
+    assert good.value.n==2 and "invalid literal for int" in str(bad)
+    assert m.heard==[([render(role, text=t) for t in ("good","bad")], [im, im], 256)]
+    with pytest.raises(PathgenError, match="1 of 2 inputs have no image"): ask_many(role, "hf:models/a", [dict(text="a", image=im), dict(text="b")])
+
+def test_an_agent_of_another_job_is_refused(disk):
+    disk.models["a"] = Lmm(lambda p, n: "2", dict(role="revise", prompt_hash="x"))
+    with pytest.raises(PathgenError, match="a is an agent for revise, not count-words: set count-words.provider to"): ask(ROLE, "hf:a", dict(text="x"))
+    disk.models["a"].role["role"] = "count-words"
+    with pytest.raises(PathgenError, match="another prompt of count-words: run `pathgen run count-words_train` again"): provenance(ROLE, "hf:a")
+    with pytest.raises(PathgenError, match="needs a model: write hf:PATH_OR_NAME"): allow(ROLE, "hf")
+    assert disk.loaded==[("a","auto")] and disk.models["a"].heard==[]
