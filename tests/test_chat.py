@@ -164,3 +164,26 @@ def test_an_agent_of_another_job_is_refused(disk):
     with pytest.raises(PathgenError, match="another prompt of count-words: run `pathgen run count-words_train` again"): provenance(ROLE, "hf:a")
     with pytest.raises(PathgenError, match="needs a model: write hf:PATH_OR_NAME"): allow(ROLE, "hf")
     assert disk.loaded==[("a","auto")] and disk.models["a"].heard==[]
+
+@pytest.mark.parametrize("op,before,after,text,says", (
+    ("edit","small","large","Large glands, and small nuclei in small nests.",None),
+    ("edit","small","large","Small glands, and small nuclei in large nests.",None),
+    ("delete","and small nuclei","","Small glands in small nests.",None),
+    ("add","","no necrosis","Small glands, and small nuclei in small nests. No necrosis.",None),
+    ("edit","small","large","Large glands, and large nuclei in small nests.","not the description after"),
+    ("delete","nucle","","Small glands, and small i in small nests.","before does not occur"),
+    ("add","","necrosis","Small glands, and small nuclei in small nests.","after does not occur"),
+    ("delete","small","nests","Small glands.","else they are empty"),
+))
+def test_an_operation_must_lead_from_the_description_to_the_text(op, before, after, text, says):
+    given, raw = dict(description="Small glands, and small nuclei in small nests."), dict(text=text, op=op, before=before, after=after)
+    if says is None: assert check(chat.BREAK, raw, given).op==op
+    else:
+        with pytest.raises(Misfit, match=says): check(chat.BREAK, raw, given)
+
+def test_the_roles_of_the_paper_are_asked_like_any_other():
+    given = {"caption":"Glands.", "description":"Round glands.", "a":"x", "b":"y"}
+    for role in (chat.ENHANCE, chat.BREAK, chat.DIALOGUE, chat.CHOICE, chat.JUDGE):
+        many({"t":["none"]})
+        with pytest.raises(AnswerError, match=f"role {role.name}: .* no JSON object"): ask(role, "many", given | dict(text="t"), retries=0)
+        assert "{" not in render(role, **given).split("Answer as JSON: {")[0] and not role.private
