@@ -258,7 +258,8 @@ def _by_endpoint(role, prompts, inputs, attempt, complaints, target, cache, max_
         finally: pool.shutdown(wait=False, cancel_futures=True)
         return [sent[file].result() for _,file in asked]
 
-register(Provider("openai", None, lambda role, target, **o: "@".join(endpoint(target)), lambda **o: "greedy", is_local, "MODEL@URL", _by_endpoint));
+register(Provider("openai", None, lambda role, target, **o: "@".join(endpoint(target)), lambda **o: "greedy",
+                  is_local, "MODEL@URL", _by_endpoint));
 
 # %% ../nbs/02_chat.ipynb #df981209
 def allow(
@@ -308,15 +309,15 @@ def estimate(
     if sent + len(new) > max_requests:
         raise PathgenError(f"role {role.name}: {len(new)} requests are needed and {max(0, max_requests-sent)} are left: "
                            f"raise base.max_requests from {max_requests} to {sent+len(new)} or more")
-    return dict(requests=len(new), left=max_requests-sent, input_tokens=sum(_tokens(role, i) for i in new), output_tokens=MAX_TOKENS*len(new))
+    return dict(requests=len(new), left=max_requests-sent, input_tokens=sum(_tokens(role, i) for i in new),
+                output_tokens=MAX_TOKENS*len(new))
 
 def _announce(role, provider, cost):
     "A line about the cost where the progress bars go."
     path = os.environ.get("PATHGEN_PROGRESS")
     if not cost["requests"] or (path is None and "IN_TEST" in os.environ): return
-    with open(path, "a") if path else nullcontext(sys.stderr) as f:
-        print("{role}: {requests:,} requests to {to} ({left:,} left), about {input_tokens:,} tokens in, at most {output_tokens:,} out".format(
-            role=role.name, to=provider.partition(":")[2], **cost), file=f)
+    line = "{requests:,} requests ({left:,} left), about {input_tokens:,} tokens in, at most {output_tokens:,} out".format(**cost)
+    with open(path, "a") if path else nullcontext(sys.stderr) as f: print(f"{role.name}: {provider}: {line}", file=f)
 
 # %% ../nbs/02_chat.ipynb #ab44f886
 @dataclass(frozen=True)
@@ -424,8 +425,8 @@ def _by_lmm(role, prompts, inputs, attempt, complaints, target, device="auto", m
     if attempt: return [Misfit(c) for c in complaints]
     return [_read(role, a) for a in m.generate(prompts, _images(role, inputs), max_tokens)]
 
-register(Provider("hf", None, lambda role, target, **o: _agent(role, target, **o).hash, lambda max_tokens=256, **o: f"greedy, {max_tokens} tokens at most",
-                  lambda **o: True, "PATH_OR_NAME", _by_lmm));
+register(Provider("hf", None, lambda role, target, **o: _agent(role, target, **o).hash,
+                  lambda max_tokens=256, **o: f"greedy, {max_tokens} tokens at most", lambda **o: True, "PATH_OR_NAME", _by_lmm));
 
 # %% ../nbs/02_chat.ipynb #7bbdb167
 def unaided(

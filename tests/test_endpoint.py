@@ -138,7 +138,7 @@ def test_the_cost_is_told_before_the_first_request_and_counts_what_is_not_paid(s
     monkeypatch.delenv("IN_TEST", raising=False)
     say_many(server, tmp_path, "ab")
     line, = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(r"echo: 2 requests to m@http://127\.0\.0\.1:\d+/v1 \(99 left\), about \d+ tokens in, at most 8,192 out", line)
+    assert re.fullmatch(r"echo: openai:m@http://127\.0\.0\.1:\d+/v1: 2 requests \(99 left\), about \d+ tokens in, at most 8,192 out", line)
     inputs = [dict(word=w, image=np.zeros((672,672,3), np.uint8)) for w in "ab"] + [dict(word="a")]
     cost = estimate(ROLE, server.provider, inputs, cache=str(tmp_path), max_requests=99)
     assert (cost["requests"], cost["left"], len(server.asked))==(2, 97, 2) and 2*765 < cost["input_tokens"] < 2*765+200
@@ -221,3 +221,107 @@ def test_a_wrong_provider_is_refused_before_any_work(value, says):
     from pathgen.cli import check_provider
     with pytest.raises(PathgenError, match=says) as e: check_provider("params.yaml: describe.provider", value)
     assert str(e.value).startswith(f"params.yaml: describe.provider is '{value}'")
+
+# ---- a real server: `transformers serve` with tiny models that are trained on the spot
+
+TEMPLATE = """{% for m in messages %}<s>{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}\
+{% if c['type']=='image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"""
+
+def tiny_tokenizer():
+    "A tokenizer of bytes with a chat template."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    names = ["<pad>","<s>","<a>","</s>","<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    t = Tokenizer(models.BPE({n:i for i,n in enumerate(names)}, []))
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE,
+                                   additional_special_tokens=["<a>","<image>"], padding_side="left", extra_special_tokens=dict(image_token="<image>"))
+
+def tiny_llama(tok):
+    "Two layers of 64."
+    from transformers import LlamaConfig
+    return LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=1024,
+                       pad_token_id=0, bos_token_id=1, eos_token_id=3)
+
+def tiny_llava(tok):
+    "A LLaVA of 32 px images, and its processor."
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    eye = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16)
+    seen = CLIPImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=eye, text_config=tiny_llama(tok), image_token_index=4, image_seq_length=4))
+    return model, LlavaProcessor(seen, tok, patch_size=16, vision_feature_select_strategy="default", chat_template=TEMPLATE, image_token="<image>", num_additional_image_tokens=1)
+
+def overtrain(model, batch, steps=600):
+    "Train until the answers of the batch are known by heart."
+    import torch
+    opt = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(steps):
+        loss = model(**batch).loss
+        opt.zero_grad(), loss.backward(), opt.step()
+        if loss < .005: return model.eval()
+    raise AssertionError(f"not learnt: {loss}")
+
+def cached(root, name, *parts):
+    "Save a model where the hub's cache would have it."
+    hub = root/"hub"/f"models--{name.replace('/','--')}"
+    write_text("0"*40, hub/"refs/main")
+    for p in parts: p.save_pretrained(hub/"snapshots"/("0"*40))
+
+def make_models(root):
+    "`pathgen/tiny` answers every prompt of ROLE alike; `pathgen/tiny-llava` says whether an image is dark or light."
+    import torch
+    from transformers import LlamaForCausalLM
+    torch.manual_seed(0)
+    tok = tiny_tokenizer()
+    def labelled(x, answers):
+        n = max(len(tok(a, add_special_tokens=False).input_ids) for a in answers)
+        return dict(x, labels=torch.where(torch.arange(x["input_ids"].shape[1]) < x["input_ids"].shape[1]-n, -100, x["input_ids"]))
+    prompt = lambda words: [tok.apply_chat_template(chat.message(ROLE, f"Say {w}."), add_generation_prompt=True, tokenize=False) for w in words]
+    x = tok([p + GOOD + "</s>" for p in prompt(["gland","fat","stroma","nest"])], padding=True, add_special_tokens=False, return_tensors="pt")
+    x.pop("token_type_ids", None)
+    cached(root, "pathgen/tiny", overtrain(LlamaForCausalLM(tiny_llama(tok)), labelled(x, [GOOD+"</s>"])), tok)
+    model, processor = tiny_llava(tok)
+    answers = [f'{{"word": "{w}"}}</s>' for w in ("dark ","light")]*2
+    ims = [np.full((48,48,3), v, np.uint8) for v in (0,255,50,205)]
+    texts = ["<s><image>" + chat.told(ROLE, f"Say {w}.") + "<a>" + a for w,a in zip("shade shade tone tone".split(), answers)]
+    y = processor(text=texts, images=ims, padding=True, return_tensors="pt", add_special_tokens=False)
+    cached(root, "pathgen/tiny-llava", overtrain(model, labelled(y, answers)), processor)
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    "`transformers serve` on a free port of loopback, with the two tiny models in a cache of its own; they are made while it starts."
+    import socket, torch
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = os.environ | dict(HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path/"hub"), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    serve = [Path(sys.executable).parent/"transformers", "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with open(tmp_path/"log", "w") as log: p = subprocess.Popen(serve, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        make_models(tmp_path)
+        yield f"http://127.0.0.1:{port}/v1", p, tmp_path/"log"
+    finally:
+        torch.set_num_threads(threads)
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+
+def wait_until_served(url, p, log, seconds=120):
+    "The models that the server offers, once it answers; it lists them once and for all, so they must be there by then."
+    end = time.time()+seconds
+    while time.time() < end and p.poll() is None:
+        try: return serves(f"any@{url}")
+        except PathgenError: time.sleep(.5)
+    raise AssertionError(f"no server: {log.read_text()[-2000:]}")
+
+def test_a_real_server_answers_with_text_and_sees_images(served, tmp_path):
+    url = served[0]
+    assert sorted(wait_until_served(*served))==["pathgen/tiny","pathgen/tiny-llava"]
+    cost = dict(cache=str(tmp_path/"chat"), max_requests=9)
+    a = ask(ROLE, f"openai:pathgen/tiny@{url}", dict(word="mucus"), **cost)
+    assert a.value.word=="gland" and a.provenance["model"]==f"pathgen/tiny@{url}"
+    shades = [dict(word="tone", image=np.full((672,672,3), v, np.uint8)) for v in (10, 245, 30)]
+    got = ask_many(ROLE, f"openai:pathgen/tiny-llava@{url}", shades, **cost)
+    assert [a.value.word.strip() for a in got]==["dark","light","dark"]
