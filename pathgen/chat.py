@@ -223,18 +223,18 @@ def serves(
     return [m.id for m in _reach(target, lambda c: c.with_options(timeout=5, max_retries=0).models.list())]
 
 # %% ../nbs/02_chat.ipynb #15e97016
-MAX_TOKENS = 4096 # Of an answer of an endpoint
+MAX_TOKENS = 1024 # Of an answer of an endpoint
 
 def _request(role, prompt, inputs, complaint, target, cache):
     "The body of a request and the file of its answer."
     body = dict(messages=message(role, prompt, inputs.get("image"), complaint), temperature=0)
     return body, Path(cache)/f"{digest(*endpoint(target), body)}.json"
 
-def _send(role, inputs, body, file, target, max_requests):
+def _send(role, inputs, body, file, target, max_requests, max_tokens):
     "The answer to a request, from the disk if it is there."
     if file.exists(): return read_json(file)["answer"]
     spend(file.parent, max_requests)
-    got = _reach(target, lambda c: c.chat.completions.create(model=endpoint(target)[0], max_tokens=MAX_TOKENS, **body))
+    got = _reach(target, lambda c: c.chat.completions.create(model=endpoint(target)[0], max_tokens=max_tokens, **body))
     choices = getattr(got, "choices", None)
     answer = choices[0].message.content if choices else ""
     if not answer: raise Misfit("the answer is empty")
@@ -242,18 +242,19 @@ def _send(role, inputs, body, file, target, max_requests):
     write_json(dict(role=role.name, answer=answer), file)
     return answer
 
+# %% ../nbs/02_chat.ipynb #5bdfd4a3
 def _try_send(*request):
     "What `_send` gives, or the `ValueError` in its place."
     try: return _send(*request)
     except ValueError as e: return e
 
-def _by_endpoint(role, prompts, inputs, attempt, complaints, target, cache, max_requests, concurrency=8, **options):
+def _by_endpoint(role, prompts, inputs, attempt, complaints, target, cache, max_requests, concurrency=8, max_tokens=MAX_TOKENS, **options):
     "Answers of an endpoint, in the order of the prompts."
     from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
     asked = [_request(role, *a, target, cache) for a in zip(prompts, inputs, complaints)]
     once = {file:(i, body) for (body,file),i in zip(asked, inputs)}
     with ThreadPoolExecutor(concurrency) as pool:
-        sent = {file:pool.submit(_try_send, role, i, body, file, target, max_requests) for file,(i,body) in once.items()}
+        sent = {f:pool.submit(_try_send, role, i, body, f, target, max_requests, max_tokens) for f,(i,body) in once.items()}
         try: wait(sent.values(), return_when=FIRST_EXCEPTION)
         finally: pool.shutdown(wait=False, cancel_futures=True)
         return [sent[file].result() for _,file in asked]
@@ -292,12 +293,14 @@ def _tokens(role, inputs):
     text, image = told(role, render(role, **inputs)), inputs.get("image")
     return math.ceil(len(text)/4) + (0 if image is None else image_tokens(*image.shape[:2]))
 
+# %% ../nbs/02_chat.ipynb #6cd2bdb7
 def estimate(
     role:Role, # What to do
     provider:str, # Who does it
     inputs:list, # One dict a job
     cache=None, # Folder of the answers of an endpoint
     max_requests:int=0, # Requests that may be sent in all
+    max_tokens:int=MAX_TOKENS, # Of an answer, at most
     **options, # Others of the provider
 )->dict: # requests, left (requests), input_tokens (about), output_tokens (at most)
     "What the first try will cost; more requests than are left are refused. A provider that is no endpoint costs nothing."
@@ -310,7 +313,7 @@ def estimate(
         raise PathgenError(f"role {role.name}: {len(new)} requests are needed and {max(0, max_requests-sent)} are left: "
                            f"raise base.max_requests from {max_requests} to {sent+len(new)} or more")
     return dict(requests=len(new), left=max_requests-sent, input_tokens=sum(_tokens(role, i) for i in new),
-                output_tokens=MAX_TOKENS*len(new))
+                output_tokens=max_tokens*len(new))
 
 def _announce(role, provider, cost):
     "A line about the cost where the progress bars go."
@@ -336,6 +339,7 @@ def provenance(
     return dict(provider=provider, model=p.model(role, **options), prompt_hash=role.prompt_hash,
                 decoding=p.decoding(**options))
 
+# %% ../nbs/02_chat.ipynb #60c00b88
 def _raws(p, role, prompts, inputs, attempt, complaints, **options):
     "Raw answers of one try, a `ValueError` in place of one that is none."
     if p.calls: return p.calls(role, prompts, inputs, attempt, complaints, **options)
@@ -363,6 +367,7 @@ def _answers(p, role, provider, inputs, retries, **options):
     bad = f"role {role.name}: provider {provider} gave no good answer in {1+retries} tries"
     return [Answer(o, from_) if isinstance(o, BaseModel) else AnswerError(f"{bad}: {o}") for o in out]
 
+# %% ../nbs/02_chat.ipynb #b7ea74f3
 def ask(
     role:Role, # What to do
     provider:str="builtin", # Who does it
@@ -407,6 +412,7 @@ def _agent(role, target, device="auto", **options):
     if m.role["prompt_hash"] == role.prompt_hash: return m
     raise PathgenError(f"{target} was trained with another prompt of {role.name}: run `pathgen run {stage}_train` again")
 
+# %% ../nbs/02_chat.ipynb #52f09c29
 def _images(role, inputs):
     "The images of a batch; None for a batch without any."
     ims = [i["image"] for i in inputs if i.get("image") is not None]

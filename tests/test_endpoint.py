@@ -52,7 +52,7 @@ def test_an_answer_with_where_it_comes_from_is_paid_for_once(server, tmp_path):
     assert a.value.word=="gland" and a.provenance["provider"]==server.provider and a.provenance["decoding"]=="greedy"
     assert say(server, tmp_path)=="gland" and len(server.asked)==1
     body = server.asked[0][0]
-    assert body["model"]=="m" and body["temperature"]==0 and '"word"' in body["messages"][0]["content"]
+    assert body["model"]=="m" and body["temperature"]==0 and body["max_tokens"]==1024 and '"word"' in body["messages"][0]["content"]
     assert serves(server.provider.partition(":")[2])==["m"]
 
 def test_the_image_goes_along_and_another_image_is_another_request(server, tmp_path):
@@ -138,7 +138,7 @@ def test_the_cost_is_told_before_the_first_request_and_counts_what_is_not_paid(s
     monkeypatch.delenv("IN_TEST", raising=False)
     say_many(server, tmp_path, "ab")
     line, = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(r"echo: openai:m@http://127\.0\.0\.1:\d+/v1: 2 requests \(99 left\), about \d+ tokens in, at most 8,192 out", line)
+    assert re.fullmatch(r"echo: openai:m@http://127\.0\.0\.1:\d+/v1: 2 requests \(99 left\), about \d+ tokens in, at most 2,048 out", line)
     inputs = [dict(word=w, image=np.zeros((672,672,3), np.uint8)) for w in "ab"] + [dict(word="a")]
     cost = estimate(ROLE, server.provider, inputs, cache=str(tmp_path), max_requests=99)
     assert (cost["requests"], cost["left"], len(server.asked))==(2, 97, 2) and 2*765 < cost["input_tokens"] < 2*765+200
