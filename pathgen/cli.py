@@ -513,15 +513,15 @@ def check_inputs(root):
         name = path.relative_to(root) if path.is_relative_to(root) else path
         if os.access(path, os.R_OK): yield "ok", f"{where}: {name} is readable"
         else: yield "fail", f"{where}: {name} cannot be read: correct it in params.yaml"
-    yield from check_endpoints({p for s in params.values() if (p := s.get("provider")) and p!="builtin"})
+    yield from check_endpoints({p for s in params.values() if (p := s.get("provider", "")).startswith("openai:")})
 
 def check_endpoints(
-    providers, # As in the params file, without builtin
+    providers, # Those of the params file that are endpoints
 ):
     "Whether each endpoint answers and has its model."
     from pathgen.chat import endpoint, serves
     from pathgen.core import PathgenError
-    if not providers: yield "ok", "no endpoint is configured and none is needed: every role is builtin"
+    if not providers: yield "ok", "no endpoint is configured and none is needed: every role is answered on this machine"
     for p in sorted(providers):
         target = p.partition(":")[2]
         try: there = endpoint(target)[0] in serves(target)

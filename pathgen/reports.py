@@ -79,7 +79,7 @@ class Parts(BaseModel):
                 if r.search(p): raise ValueError(f"a part with a forbidden {what}")
         return v
 
-CLEAN = Role("clean", PROMPT, Parts, private=True)
+CLEAN = Role("clean", PROMPT, Parts, private=True, stage="reports")
 
 # %% ../nbs/12_reports.ipynb #add891a9
 _signs = [(r"\(cid:\d+\)|\u00ad", "-"), (r"[‘’´`]", "'"), (r"[“”]", '"'), (r"[–—]", "-"),

@@ -304,7 +304,7 @@ terms. Add nothing that the description does not say.
 
 Description: {description}
 
-Answer with JSON: {{"caption": "..."}}""", Summary)
+Answer with JSON: {{"caption": "..."}}""", Summary, stage="summarize")
 
 chat.builtin("summarise")(summarise);
 

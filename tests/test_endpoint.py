@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from pydantic import BaseModel
 from pathgen import chat
-from pathgen.chat import AnswerError, Role, ask, serves
+from pathgen.chat import AnswerError, Role, ask, ask_many, estimate, serves
 from pathgen.core import PathgenError, read_table, write_table, write_text
 
 class Word(BaseModel): word: str
@@ -52,7 +52,7 @@ def test_an_answer_with_where_it_comes_from_is_paid_for_once(server, tmp_path):
     assert a.value.word=="gland" and a.provenance["provider"]==server.provider and a.provenance["decoding"]=="greedy"
     assert say(server, tmp_path)=="gland" and len(server.asked)==1
     body = server.asked[0][0]
-    assert body["model"]=="m" and body["temperature"]==0 and '"word"' in body["messages"][0]["content"]
+    assert body["model"]=="m" and body["temperature"]==0 and body["max_tokens"]==1024 and '"word"' in body["messages"][0]["content"]
     assert serves(server.provider.partition(":")[2])==["m"]
 
 def test_the_image_goes_along_and_another_image_is_another_request(server, tmp_path):
@@ -99,6 +99,57 @@ def test_the_budget_counts_every_process_and_run(server, tmp_path):
     assert say(server, tmp_path, "a", most=3)=="gland"
     with pytest.raises(PathgenError, match="the 3 requests of base.max_requests are spent"): say(server, tmp_path, "d", most=3)
     assert len(server.asked)==3
+
+def say_many(server, cache, words, most=99, **kw): return ask_many(ROLE, server.provider, [dict(word=w) for w in words], cache=str(cache), max_requests=most, **kw)
+
+def asked_for(body): return re.search(r"Say (\w+)", json.dumps(body))[1]
+
+def test_many_requests_are_under_way_at_a_time_and_answers_keep_their_order(server, tmp_path):
+    now, most, n = threading.Lock(), [], [0]
+    def slowly(body):
+        with now: n[0] += 1; most.append(n[0])
+        time.sleep(.02*(ord(asked_for(body)) % 5))
+        with now: n[0] -= 1
+        return json.dumps(dict(word=asked_for(body)))
+    server.answer = slowly
+    words = list("abcdefghijklmnopabc")
+    got = say_many(server, tmp_path, words, concurrency=4)
+    assert [a.value.word for a in got]==words and len(server.asked)==16 and 2 <= max(most) <= 4
+    assert [a.value.word for a in say_many(server, tmp_path, words)]==words and len(server.asked)==16
+
+def test_one_bad_answer_costs_only_itself(server, tmp_path):
+    server.answer = lambda body: "I am sorry." if asked_for(body)=="c" else "" if asked_for(body)=="e" and "did not fit" not in str(body) else GOOD
+    got = say_many(server, tmp_path, "abcdef", retries=1)
+    assert [isinstance(a, AnswerError) for a in got]==[False]*2 + [True] + [False]*3 and len(server.asked)==8
+    assert sum("the answer is empty" in json.dumps(b) for b,_ in server.asked)==1 and len(list(tmp_path.glob("*.json")))==5
+
+def test_threads_do_not_overdraw_the_budget_and_stop_when_it_is_spent(server, tmp_path):
+    server.answer = lambda body: "nonsense"
+    with pytest.raises(PathgenError, match="the 20 requests of base.max_requests are spent"): say_many(server, tmp_path, [f"w{i}" for i in range(16)], most=20)
+    assert len(server.asked)==20
+
+def test_a_refusal_stops_what_has_not_been_sent(server, tmp_path):
+    server.answer = lambda body: time.sleep(.05) or GOOD
+    server.script = [status(401)]
+    with pytest.raises(PathgenError, match="status 401"): say_many(server, tmp_path, [f"w{i}" for i in range(60)], concurrency=3)
+    assert len(server.asked) < 12
+
+def test_the_cost_is_told_before_the_first_request_and_counts_what_is_not_paid(server, tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("IN_TEST", raising=False)
+    say_many(server, tmp_path, "ab")
+    line, = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"echo: openai:m@http://127\.0\.0\.1:\d+/v1: 2 requests \(99 left\), about \d+ tokens in, at most 2,048 out", line)
+    inputs = [dict(word=w, image=np.zeros((672,672,3), np.uint8)) for w in "ab"] + [dict(word="a")]
+    cost = estimate(ROLE, server.provider, inputs, cache=str(tmp_path), max_requests=99)
+    assert (cost["requests"], cost["left"], len(server.asked))==(2, 97, 2) and 2*765 < cost["input_tokens"] < 2*765+200
+    monkeypatch.setenv("PATHGEN_PROGRESS", str(tmp_path/"bars"))
+    say_many(server, tmp_path, "abc"), say_many(server, tmp_path, "abc")
+    assert (tmp_path/"bars").read_text().count("\n")==1 and capfd.readouterr().err==""
+
+def test_what_the_budget_does_not_allow_is_refused_before_the_first_request(server, tmp_path):
+    say(server, tmp_path, "a", most=3)
+    with pytest.raises(PathgenError, match="role echo: 3 requests are needed and 2 are left: raise base.max_requests from 3 to 4 or more"): say_many(server, tmp_path, "abcd", most=3)
+    assert len(server.asked)==1 and len(say_many(server, tmp_path, "abcd", most=4))==4
 
 def test_nobody_there(tmp_path, monkeypatch):
     from openai import OpenAI
@@ -170,3 +221,107 @@ def test_a_wrong_provider_is_refused_before_any_work(value, says):
     from pathgen.cli import check_provider
     with pytest.raises(PathgenError, match=says) as e: check_provider("params.yaml: describe.provider", value)
     assert str(e.value).startswith(f"params.yaml: describe.provider is '{value}'")
+
+# ---- a real server: `transformers serve` with tiny models that are trained on the spot
+
+TEMPLATE = """{% for m in messages %}<s>{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}\
+{% if c['type']=='image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"""
+
+def tiny_tokenizer():
+    "A tokenizer of bytes with a chat template."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    names = ["<pad>","<s>","<a>","</s>","<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    t = Tokenizer(models.BPE({n:i for i,n in enumerate(names)}, []))
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE,
+                                   additional_special_tokens=["<a>","<image>"], padding_side="left", extra_special_tokens=dict(image_token="<image>"))
+
+def tiny_llama(tok):
+    "Two layers of 64."
+    from transformers import LlamaConfig
+    return LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=1024,
+                       pad_token_id=0, bos_token_id=1, eos_token_id=3)
+
+def tiny_llava(tok):
+    "A LLaVA of 32 px images, and its processor."
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    eye = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16)
+    seen = CLIPImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=eye, text_config=tiny_llama(tok), image_token_index=4, image_seq_length=4))
+    return model, LlavaProcessor(seen, tok, patch_size=16, vision_feature_select_strategy="default", chat_template=TEMPLATE, image_token="<image>", num_additional_image_tokens=1)
+
+def overtrain(model, batch, steps=600):
+    "Train until the answers of the batch are known by heart."
+    import torch
+    opt = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(steps):
+        loss = model(**batch).loss
+        opt.zero_grad(), loss.backward(), opt.step()
+        if loss < .005: return model.eval()
+    raise AssertionError(f"not learnt: {loss}")
+
+def cached(root, name, *parts):
+    "Save a model where the hub's cache would have it."
+    hub = root/"hub"/f"models--{name.replace('/','--')}"
+    write_text("0"*40, hub/"refs/main")
+    for p in parts: p.save_pretrained(hub/"snapshots"/("0"*40))
+
+def make_models(root):
+    "`pathgen/tiny` answers every prompt of ROLE alike; `pathgen/tiny-llava` says whether an image is dark or light."
+    import torch
+    from transformers import LlamaForCausalLM
+    torch.manual_seed(0)
+    tok = tiny_tokenizer()
+    def labelled(x, answers):
+        n = max(len(tok(a, add_special_tokens=False).input_ids) for a in answers)
+        return dict(x, labels=torch.where(torch.arange(x["input_ids"].shape[1]) < x["input_ids"].shape[1]-n, -100, x["input_ids"]))
+    prompt = lambda words: [tok.apply_chat_template(chat.message(ROLE, f"Say {w}."), add_generation_prompt=True, tokenize=False) for w in words]
+    x = tok([p + GOOD + "</s>" for p in prompt(["gland","fat","stroma","nest"])], padding=True, add_special_tokens=False, return_tensors="pt")
+    x.pop("token_type_ids", None)
+    cached(root, "pathgen/tiny", overtrain(LlamaForCausalLM(tiny_llama(tok)), labelled(x, [GOOD+"</s>"])), tok)
+    model, processor = tiny_llava(tok)
+    answers = [f'{{"word": "{w}"}}</s>' for w in ("dark ","light")]*2
+    ims = [np.full((48,48,3), v, np.uint8) for v in (0,255,50,205)]
+    texts = ["<s><image>" + chat.told(ROLE, f"Say {w}.") + "<a>" + a for w,a in zip("shade shade tone tone".split(), answers)]
+    y = processor(text=texts, images=ims, padding=True, return_tensors="pt", add_special_tokens=False)
+    cached(root, "pathgen/tiny-llava", overtrain(model, labelled(y, answers)), processor)
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    "`transformers serve` on a free port of loopback, with the two tiny models in a cache of its own; they are made while it starts."
+    import socket, torch
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = os.environ | dict(HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path/"hub"), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    serve = [Path(sys.executable).parent/"transformers", "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with open(tmp_path/"log", "w") as log: p = subprocess.Popen(serve, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        make_models(tmp_path)
+        yield f"http://127.0.0.1:{port}/v1", p, tmp_path/"log"
+    finally:
+        torch.set_num_threads(threads)
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+
+def wait_until_served(url, p, log, seconds=120):
+    "The models that the server offers, once it answers; it lists them once and for all, so they must be there by then."
+    end = time.time()+seconds
+    while time.time() < end and p.poll() is None:
+        try: return serves(f"any@{url}")
+        except PathgenError: time.sleep(.5)
+    raise AssertionError(f"no server: {log.read_text()[-2000:]}")
+
+def test_a_real_server_answers_with_text_and_sees_images(served, tmp_path):
+    url = served[0]
+    assert sorted(wait_until_served(*served))==["pathgen/tiny","pathgen/tiny-llava"]
+    cost = dict(cache=str(tmp_path/"chat"), max_requests=9)
+    a = ask(ROLE, f"openai:pathgen/tiny@{url}", dict(word="mucus"), **cost)
+    assert a.value.word=="gland" and a.provenance["model"]==f"pathgen/tiny@{url}"
+    shades = [dict(word="tone", image=np.full((672,672,3), v, np.uint8)) for v in (10, 245, 30)]
+    got = ask_many(ROLE, f"openai:pathgen/tiny-llava@{url}", shades, **cost)
+    assert [a.value.word.strip() for a in got]==["dark","light","dark"]
