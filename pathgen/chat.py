@@ -469,9 +469,9 @@ Answer as JSON: {{"text": "..."}}""", Enhanced)
 def without(
     text:str, # Any text
     part:str, # Words to leave out; may be none
-)->set: # One text for each place where `part` stands, in lower case and without punctuation
+)->set: # One text for each place where `part` stands, in lower case, without punctuation, and, or
     "The words of `text` without those of `part`."
-    words = lambda x: " ".join(["", *re.findall(r"[^\W_]+", x.lower()), ""])
+    words = lambda x: " ".join(["", *(w for w in re.findall(r"[^\W_]+", x.lower()) if w not in ("and","or")), ""])
     t, p = words(text), words(part)
     if not p.strip(): return {t}
     return {t[:m.start()] + t[m.start()+len(p)-1:] for m in re.finditer(f"(?={re.escape(p)})", t)}

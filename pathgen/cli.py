@@ -31,7 +31,7 @@ def find_root(
                        "run pathgen inside the project")
 
 # %% ../nbs/90_cli.ipynb #700e4ecb
-SHARED = {"clip_init": "40_train_clip"}
+SHARED = {"clip_init": "40_train_clip", **{f"{a}_train": "35_train_agent" for a in ("describe","revise","summarize")}}
 
 def stages(
     root, # Root of the project

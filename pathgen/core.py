@@ -7,7 +7,8 @@ Docs: https://pathgen.github.io/pathgen/core.html.md"""
 # %% auto #0
 __all__ = ['MADE_BY', 'NEEDED', 'PathgenError', 'OutputError', 'writing', 'atomic', 'flush', 'digest', 'file_digest', 'need',
            'write_table', 'read_table', 'one_line', 'write_text', 'write_json', 'read_json', 'write_metrics',
-           'read_params', 'rng', 'split_by', 'pick_device', 'progress', 'peak_gb', 'may_show', 'alone', 'each']
+           'read_params', 'rng', 'split_by', 'pick_device', 'progress', 'peak_gb', 'may_show', 'alone', 'each',
+           'keep_good']
 
 # %% ../nbs/00_core.ipynb #433151f0
 import contextlib, errno, functools, hashlib, inspect, json, os, platform, re, shutil, sys
@@ -497,3 +498,21 @@ def each(
         errors |= _errors(jobs, desc, engine, workers, item_minutes, item_gb, gpus)
         _report(out, errors, len(items), max_failed, desc)
     return [k for k in items if k not in errors]
+
+# %% ../nbs/00_core.ipynb #9892ca26
+def keep_good(
+    df, # All rows, with their ids and a column `error`, empty where all is well
+    table, # Where the good rows go; the others go beside it, to NAME_failed.parquet
+    max_failed:float, # Share of the rows that may fail
+): # -> the good rows, without `error`
+    "Write the good rows of a stage and, apart from them, those that failed."
+    table, bad = Path(table), df[df.error.notna()]
+    failed = table.with_name(f"{table.stem}_failed.parquet")
+    if len(bad): write_table(bad[[c for c in bad if c.endswith("_id")]+["error"]], failed)
+    else: failed.unlink(missing_ok=True)
+    if len(bad) > max_failed*len(df) or 0 < len(bad) == len(df):
+        raise PathgenError(f"{len(bad)} of {len(df)} {table.stem} failed, such as {bad.filter(like='_id').iloc[0,0]}: {bad.error.iloc[0]} "
+                           f"(all of them: {failed}; base.max_failed allows a share of {max_failed})")
+    good = df[df.error.isna()].drop(columns="error").reset_index(drop=True)
+    write_table(good, table)
+    return good

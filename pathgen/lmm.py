@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import contextlib, os
 import numpy as np
-from .core import (PathgenError, atomic, digest, file_digest, one_line, pick_device, progress, read_json, write_json,
+from .core import (PathgenError, atomic, digest, file_digest, one_line, pick_device, progress, read_json, rng, write_json,
                           write_text)
 from .clip import MEAN, STD, augment, normalize, precision, square, to_hf
 
@@ -90,6 +90,7 @@ class Lmm:
         desc:str="", # For the progress bar; none without
     )->list: # Of str, the answers
         "Answer prompts in batches."
+        if images is not None and len(images) != len(prompts): raise PathgenError(f"{len(prompts)} prompts came with {len(images)} images: give one a prompt")
         out, order = [""]*len(prompts), sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         groups = [order[i:i+self.batch] for i in range(0, len(order), self.batch)]
         for g in progress(groups, desc) if desc else groups:
@@ -109,7 +110,6 @@ def _picture(lmm, image):
 
 def _encoded(lmm, prompts, images): # Token ids, mask and pixels of a batch
     if images is not None and not lmm.sees: raise PathgenError(f"{lmm.name} is a language model without eyes: it takes no images")
-    if images is not None and len(images) != len(prompts): raise PathgenError(f"{len(prompts)} prompts came with {len(images)} images: give one a prompt")
     talks = [_conversation(p, None if images is None else _picture(lmm, images[i])) for i,p in enumerate(prompts)]
     how = dict(tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
     if lmm.sees: return lmm.processor.apply_chat_template(talks, processor_kwargs=dict(padding=True), **how)
@@ -197,7 +197,7 @@ class Talks:
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
         at = self.rows[i].get("image")
-        return dict(ids=self.ids[i][0], start=self.ids[i][1], image=None if at is None else self.images[at])
+        return dict(row=i, ids=self.ids[i][0], start=self.ids[i][1], image=None if at is None else self.images[at])
 
 def _collate(lmm, rows): # A batch for the trainer, padded on the right
     import torch
@@ -205,7 +205,7 @@ def _collate(lmm, rows): # A batch for the trainer, padded on the right
     at, n, start = torch.arange(ids.shape[1])[None], *(torch.tensor(v)[:,None] for v in ([len(r["ids"]) for r in rows], [r["start"] for r in rows]))
     out = dict(input_ids=ids, attention_mask=(at < n).long(), labels=ids.where((at >= start) & (at < n), torch.tensor(-100)))
     if rows[0]["image"] is None: return out
-    g = np.random.default_rng(int(torch.randint(2**31, ())))
+    g = rng("augment", *(r["row"] for r in rows))
     look = lmm.processor.image_processor
     return out | dict(pixel_values=normalize(augment(torch.from_numpy(np.stack([r["image"] for r in rows])), g), look.image_mean, look.image_std))
 
@@ -220,6 +220,9 @@ def _whole_checkpoint(out): # The last checkpoint that was written to its end; o
         try: read_json(p/"trainer_state.json"); good.append(str(p))
         except (PathgenError, OSError, ValueError): shutil.rmtree(p)
     return good[-1] if good else None
+
+def _restore(model, point): # Put the weights of a checkpoint into a model
+    model.load_state_dict(type(model).from_pretrained(point, dtype=model.dtype, use_safetensors=True).state_dict())
 
 def _watcher(desc): # Shows progress and refuses a loss that is no number
     from transformers import TrainerCallback
@@ -236,7 +239,7 @@ def _arguments(lmm, out, epochs, batch, lr, seed, saves, accumulate, checkpointi
     from transformers import TrainingArguments
     return TrainingArguments(str(out), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, num_train_epochs=epochs, learning_rate=lr,
         lr_scheduler_type="cosine", warmup_steps=.03, weight_decay=0., bf16="bf16" in precision(lmm.device) or lmm.device.startswith("cuda"), use_cpu=lmm.device == "cpu",
-        gradient_checkpointing=checkpointing, save_strategy="steps", save_steps=saves, save_total_limit=1, logging_steps=1, report_to=[], disable_tqdm=True,
+        activation_checkpointing=checkpointing, save_strategy="steps", save_steps=saves, save_total_limit=1, logging_steps=1, report_to=[], disable_tqdm=True,
         remove_unused_columns=False, seed=seed, data_seed=seed, dataloader_drop_last=True, logging_nan_inf_filter=False)
 
 def train_lmm(
@@ -261,7 +264,8 @@ def train_lmm(
     args = _arguments(lmm, out, epochs, batch, lr, seed, saves, accumulate, checkpointing)
     t = Trainer(lmm.model, args, train_dataset=talks, data_collator=partial(_collate, lmm), callbacks=[_watcher(desc)])
     t.remove_callback(_printer())
-    t.train(resume_from_checkpoint=_whole_checkpoint(out))
+    if point := _whole_checkpoint(out): _restore(lmm.model, point)
+    t.train(resume_from_checkpoint=point)
     lmm.model.config.use_cache = True
     lmm.model.eval()
     return [h["loss"] for h in t.state.log_history if "loss" in h]

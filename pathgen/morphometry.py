@@ -862,12 +862,13 @@ def group(
 def describe_findings(
     observed:dict, # concept to True or False
     source:str, # Organ
-    seed:int=0, # Same seed, same words
+    seed:int=0, # Same seed, same words; None for the first wording of everything
 )->str: # Several sentences
     "Say the findings in words; the claims of the text are exactly `observed`."
     g = rng(seed, source, observed)
-    words = {c:phrase(c, int(g.integers(12))) for c in sorted(observed)}
-    pick = {k:v[int(g.integers(len(v)))] for k,v in FRAMES.items()}
+    draw = lambda n: 0 if seed is None else int(g.integers(n))
+    words = {c:phrase(c, draw(12)) for c in sorted(observed)}
+    pick = {k:v[draw(len(v))] for k,v in FRAMES.items()}
     seen = {k:[words[c] for c in observed if observed[c] and group(c) == k] for k in FRAMES}
     absent = ["no "+bare(c) for c in sorted(observed, key="benign".__eq__) if not observed[c]]
     if source in ("", "unknown"): source = "specimen"

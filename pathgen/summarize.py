@@ -8,15 +8,15 @@ Docs: https://pathgen.github.io/pathgen/summarize.html.md"""
 __all__ = ['ORDER', 'RANK', 'BROAD', 'QUALIFIERS', 'NOUNS', 'TAILS', 'BEHIND', 'ORGANS', 'VERBS', 'FORMS', 'LIMIT', 'SUMMARISE',
            'group', 'ranked', 'own_words', 'behind', 'phrase', 'merged', 'series', 'listed', 'organ', 'impression',
            'compose', 'is_are', 'write', 'read_back', 'worded', 'chosen', 'faithful', 'summarise', 'sentences',
-           'opening', 'kept_share', 'Summary', 'caption_row', 'caption_slide', 'measure_captions', 'run_summarize',
-           'split_failed', 'token_figure', 'marked', 'beside']
+           'opening', 'kept_share', 'Summary', 'shortened', 'caption_row', 'caption_slide', 'measure_captions',
+           'run_summarize', 'token_figure', 'marked', 'beside']
 
 # %% ../nbs/32_summarize.ipynb #f91d3e66
 import functools, re
 import numpy as np, pandas as pd
 from pathlib import Path
 from pydantic import BaseModel, field_validator
-from .core import (PathgenError, digest, each, one_line, read_table, write_metrics,
+from .core import (PathgenError, digest, each, keep_good, one_line, read_table, write_metrics,
                           write_table)
 from .findings import CONCEPTS, TISSUE_SOURCES, claims, parse
 from .clip import count_tokens
@@ -288,6 +288,7 @@ def kept_share(
 class Summary(BaseModel):
     "The answer of the role `summarise`."
     caption: str # One or two sentences
+    cut: bool = False # Whether code cut what was too long
     @field_validator("caption")
     @classmethod
     def fits(cls, caption):
@@ -297,14 +298,16 @@ class Summary(BaseModel):
             raise ValueError(f"{n} CLIP tokens, at most {LIMIT} fit: write it shorter")
         return " ".join(caption.split())
 
-SUMMARISE = chat.Role("summarise", """Condense this description of a histopathology image into one \
-or two fluent sentences of at most 50 words. Keep every finding that matters, in this order: \
-diagnosis and architecture, nuclei, stroma and other cells, then what is absent. Keep the original \
-terms. Add nothing that the description does not say.
+SUMMARISE = chat.Role("summarise", """Condense this description of a histopathology image into one or two sentences of at most 50 words, in its \
+own terms and with nothing new: diagnosis and architecture, nuclei, stroma and other cells, then what is absent.
+{description}""", Summary, read=lambda answer: shortened(answer), stage="summarize")
 
-Description: {description}
-
-Answer with JSON: {{"caption": "..."}}""", Summary, stage="summarize")
+def shortened(
+    answer:str, # Of a trained agent
+)->dict: # caption, cut
+    "An answer, cut behind the last sentence that fits."
+    cut = count_tokens(answer)>LIMIT
+    return dict(caption=opening(answer) if cut else answer, cut=cut)
 
 chat.builtin("summarise")(summarise);
 
@@ -312,18 +315,14 @@ chat.builtin("summarise")(summarise);
 def caption_row(
     patch_id:str, # Id of the patch
     slide_id:str, # Id of its slide
-    text:str, # Its description
-    provider:str, # Who summarises
-    options:dict={}, # cache and max_requests of an endpoint
+    answer, # `Answer`, or the error in its place
+    from_:dict, # Its provenance
 )->dict: # A row of captions.parquet, and `error`
     "The caption of one patch with its provenance."
-    row = dict(patch_id=patch_id, slide_id=slide_id, text=None, n_tokens=0,
-               **chat.provenance(SUMMARISE, provider), error=None)
-    if not isinstance(text, str) or not text.strip():
-        return row | dict(error="the description is empty: run `pathgen run describe` again")
-    try: caption = chat.ask(SUMMARISE, provider, dict(description=text), **options).value.caption
-    except PathgenError as e: return row | dict(error=one_line(e))
-    return row | dict(text=caption, n_tokens=count_tokens(caption))
+    row = dict(patch_id=patch_id, slide_id=slide_id, text=None, n_tokens=0, cut=False, **from_, error=None)
+    if isinstance(answer, PathgenError): return row | dict(error=one_line(answer))
+    v = answer.value
+    return row | dict(text=v.caption, n_tokens=count_tokens(v.caption), cut=v.cut)
 
 def caption_slide(
     slide, # (slide_id, its rows of revisions.parquet)
@@ -332,8 +331,11 @@ def caption_slide(
     options:dict={}, # cache and max_requests of an endpoint
 ):
     "The captions of one slide, as a table."
-    rows = slide[1][["patch_id","slide_id","text"]].values.tolist()
-    df = pd.DataFrame([caption_row(*r, provider, options) for r in rows])
+    rows, from_ = slide[1], chat.provenance(SUMMARISE, provider, **options)
+    full = rows.text.fillna("").str.strip() != ""
+    said = iter(chat.ask_many(SUMMARISE, provider, [dict(description=t) for t in rows.text[full]], **options))
+    empty = PathgenError("the description is empty: run `pathgen run describe` again")
+    df = pd.DataFrame([caption_row(r.patch_id, r.slide_id, next(said) if ok else empty, from_) for r,ok in zip(rows.itertuples(), full)])
     write_table(df.astype(dict(text="string", error="string")), path)
 
 # %% ../nbs/32_summarize.ipynb #788446f3
@@ -348,7 +350,7 @@ def measure_captions(
     return dict(captions=len(captions), within_77=(captions.n_tokens<=LIMIT).mean(),
                 findings_kept=kept.sum()/max(n.sum(), 1), findings_per_caption=kept.mean(),
                 findings_per_description=n.mean(), words_mean=words.mean(),
-                tokens_mean=captions.n_tokens.mean(), distinct=captions.text.nunique()/len(captions))
+                tokens_mean=captions.n_tokens.mean(), cut=captions.cut.mean(), distinct=captions.text.nunique()/len(captions))
 
 # %% ../nbs/32_summarize.ipynb #b2020d3a
 def run_summarize(
@@ -373,28 +375,10 @@ def run_summarize(
         raise PathgenError(f"{text/'revisions.parquet'} has no rows: run `pathgen run revise` again")
     parts = [read_table(text/"captions"/f"{k}.parquet") for k in keys]
     df = pd.concat(parts, ignore_index=True)
-    captions = split_failed(df, text, max_failed)
+    captions = keep_good(df, text/"captions.parquet", max_failed)
     texts = dict(zip(revisions.patch_id, revisions.text))
     write_metrics("summarize", measure_captions(captions, texts), data)
     return captions, texts
-
-# %% ../nbs/32_summarize.ipynb #9121f8c2
-def split_failed(
-    df:pd.DataFrame, # All rows, with `error`
-    text, # Folder of the text tables
-    max_failed:float, # Share that may fail
-)->pd.DataFrame: # The good rows
-    "Write the good rows and, apart from them, those that failed."
-    bad = df[df.error.notna()]
-    failed = text/"captions_failed.parquet"
-    if len(bad): write_table(bad[["patch_id","slide_id","error"]], failed)
-    else: failed.unlink(missing_ok=True)
-    if len(bad)>max_failed*len(df) or len(bad)==len(df):
-        raise PathgenError(f"{len(bad)} of {len(df)} captions failed, such as {bad.patch_id.iloc[0]}: "
-            f"{bad.error.iloc[0]} (all of them: {failed}; base.max_failed allows {max_failed})")
-    good = df[df.error.isna()].drop(columns="error").reset_index(drop=True)
-    write_table(good, text/"captions.parquet")
-    return good
 
 # %% ../nbs/32_summarize.ipynb #393b521b
 def token_figure(

@@ -1,0 +1,105 @@
+"LLaVA: a killed training ends in the same weights, answers do not depend on the batch, and folders that are not whole are refused."
+import json, shutil
+import numpy as np, pytest, torch
+from PIL import Image
+from pathgen import chat, lmm as L
+from pathgen.clip import build_clip
+from pathgen.core import PathgenError
+
+SAYS = ["Fused, cribriform glands.", "Mature adipocytes with large pale vacuoles.", "Small dark nuclei."]
+COLOURS = np.array([[150,60,150],[240,230,240],[120,120,200]])
+SEEN = np.stack([np.full((112,112,3), c, np.uint8) for c in COLOURS])
+
+def make(seed=1, sees=True):
+    tok = L.make_tokenizer(SAYS*3 + ["Describe this patch in detail."])
+    llm = L.build_llm(tok, seed, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+    return L.build_lmm(build_clip(seed=2, device="cpu"), llm, tok, seed=seed) if sees else L.Lmm(llm.eval(), tok, "untrained", "-")
+
+def talks(m, n=48): return L.Talks(m, [dict(prompt="Describe.", answer=SAYS[k%3], **(dict(image=k%3) if m.sees else {})) for k in range(n)], SEEN)
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    m, d = make(), tmp_path_factory.mktemp("taught")
+    L.train_lmm(m, talks(m, 96), d/"points", L.BOTH, epochs=4, batch=8, lr=4e-3)
+    return L.load_lmm(L.save_lmm(m, d/"agent", dict(role="describe", prompt_hash="other"), "For a test."), "cpu")
+
+def test_it_learns_and_a_folder_keeps_it(taught): assert taught.generate(["Describe."]*3, list(SEEN), 20) == SAYS
+
+def test_a_batched_answer_is_the_single_one(taught):
+    g = np.random.default_rng(0)
+    ask = ["Describe."*int(k) for k in g.integers(1, 9, 13)]
+    ims = [g.integers(0, 256, (*g.integers(40, 300, 2),3), dtype=np.uint8) for _ in ask]
+    assert taught.generate(ask, ims, 24) == [taught.generate([a], [i], 24)[0] for a,i in zip(ask, ims)]
+
+def test_images_of_any_mode(taught):
+    im = Image.fromarray(SEEN[1])
+    assert len(set(taught.generate(["Describe."]*3, [im, im.convert("RGBA"), SEEN[1]], 20))) == 1
+    assert taught.generate(["Describe."], [im.convert("L")], 20)[0]
+    with pytest.raises(PathgenError, match="2 prompts came with 1 images"): taught.generate(["a","b"], [im])
+
+def test_transformers_alone_opens_it(taught):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    m, p = AutoModelForImageTextToText.from_pretrained(taught.name), AutoProcessor.from_pretrained(taught.name)
+    said = [dict(role="user", content=[dict(type="image", image=Image.fromarray(SEEN[0])), dict(type="text", text="Describe.")])]
+    b = p.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
+    b.pop("token_type_ids", None)
+    ids = m.generate(**b, max_new_tokens=20, do_sample=False)
+    assert p.decode(ids[0,b["input_ids"].shape[1]:], skip_special_tokens=True).strip() == SAYS[0]
+
+def weights(m): return {k:v.clone() for k,v in m.model.state_dict().items()}
+def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_killed_training_ends_in_the_same_weights(tmp_path, broken):
+    class Killed(L.Talks):
+        left = 30
+        def __getitem__(self, i):
+            self.left -= 1
+            if self.left < 0: raise KeyboardInterrupt
+            return super().__getitem__(i)
+    whole, cut = make(), make()
+    L.train_lmm(whole, talks(whole), tmp_path/"a", L.BOTH, epochs=1, batch=4)
+    t = talks(cut); k = Killed(cut, t.rows, t.images)
+    with pytest.raises(KeyboardInterrupt): L.train_lmm(cut, k, tmp_path/"b", L.BOTH, epochs=1, batch=4)
+    assert sorted(p.name for p in (tmp_path/"b").glob("checkpoint-*")) == ["checkpoint-6"]
+    if broken:
+        shutil.copytree(tmp_path/"b/checkpoint-6", tmp_path/"b/checkpoint-9")
+        (tmp_path/"b/checkpoint-9/trainer_state.json").write_text('{"global_step": 9')
+    again = make()
+    losses = L.train_lmm(again, talks(again), tmp_path/"b", L.BOTH, epochs=1, batch=4)
+    assert len(losses) == 12 and same(weights(whole), weights(again))
+
+def test_stage_one_moves_the_projector_alone(tmp_path):
+    m = make(); old = weights(m)
+    L.train_lmm(m, talks(m), tmp_path, L.PROJECTOR, epochs=1, batch=8)
+    moved = {k.split(".")[1] for k,v in weights(m).items() if not torch.equal(v, old[k])}
+    assert moved == {"multi_modal_projector"}
+
+def test_a_loss_that_is_no_number_is_refused(tmp_path):
+    m = make(sees=False)
+    with torch.no_grad(): next(m.model.parameters()).fill_(float("nan"))
+    with pytest.raises(PathgenError, match="no longer a number at step 1"): L.train_lmm(m, talks(m), tmp_path, batch=8)
+    with pytest.raises(PathgenError, match="do not fill a batch of 64"): L.train_lmm(m, talks(m), tmp_path, batch=64)
+
+def copy(m, to): return shutil.copytree(m.name, to)
+
+def test_folders_that_are_not_whole(taught, tmp_path):
+    with pytest.raises(PathgenError, match="cannot be loaded"): L.load_lmm(tmp_path/"nothing", "cpu")
+    d = copy(taught, tmp_path/"cut")
+    w = next(d.glob("*.safetensors")); w.write_bytes(w.read_bytes()[:5000])
+    with pytest.raises(PathgenError, match="cannot be loaded"): L.load_lmm(d, "cpu")
+    blind = make(sees=False); blind.processor.chat_template = None
+    with pytest.raises(PathgenError, match="no chat template"): L.load_lmm(L.save_lmm(blind, tmp_path/"base"), "cpu")
+
+def test_pickled_weights_are_not_opened(taught, tmp_path):
+    d = copy(taught, tmp_path/"pickled")
+    for w in d.glob("*.safetensors"): w.unlink()
+    torch.save(taught.model.state_dict(), d/"pytorch_model.bin")
+    with pytest.raises(PathgenError, match="cannot be loaded"): L.load_lmm(d, "cpu")
+
+def test_an_agent_keeps_to_its_role_and_its_prompt(taught):
+    from pathgen.describe import DESCRIBE
+    from pathgen.revise import REVISE
+    given = dict(source="colon", image=SEEN[0], text="Fat.")
+    with pytest.raises(PathgenError, match="is an agent for describe, not revise"): chat.ask(REVISE, f"hf:{taught.name}", given, device="cpu")
+    with pytest.raises(PathgenError, match="trained with another prompt"): chat.ask(DESCRIBE, f"hf:{taught.name}", given, device="cpu")

@@ -1,0 +1,85 @@
+"Agents are taught from pairs, go to work by their folder, and bad teachers, texts and operations end in one line."
+import json
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+from pathgen import chat, train_agent as ta
+from pathgen.clip import build_clip, save_clip
+from pathgen.core import PathgenError, read_json, read_table, write_table
+from pathgen.describe import DESCRIBE
+from pathgen.findings import claims
+from pathgen.phantom import paint_patch
+from pathgen.revise import REVISE, Operation, apply
+from pathgen.summarize import SUMMARISE
+
+CAPTIONS = dict(adipose="Breast: mature adipocytes.", carcinoma_poor="Lung: solid sheets of tumour cells.", normal_glands="Colon: regular, evenly spaced glands.")
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    "Nine pairs and an untrained CLIP."
+    d = tmp_path_factory.mktemp("agents")/"data"
+    (d/"init").mkdir(parents=True)
+    rows = []
+    for k in range(9):
+        c = list(CAPTIONS)[k%3]
+        Image.fromarray(paint_patch(c, "breast", mpp=.64, rng=np.random.default_rng(k))[0]).save(d/"init"/f"{k}.jpg")
+        rows.append(dict(pair_id=f"p{k}", image=f"init/{k}.jpg", caption=CAPTIONS[c], source=["pathcap","quilt","openpath"][k//3], split="train"))
+    write_table(pd.DataFrame(rows), d/"init/pairs.parquet")
+    save_clip(build_clip(seed=2, device="cpu"), d/"models/clip_init")
+    return d
+
+def run(root, role="describe", provider="builtin", **kw):
+    how = dict(data=str(root), seed=0, device="cpu", workers=1, max_failed=.1, max_requests=9, role=role, provider=provider, pairs=9, mpp=.64, clip=None, start=None, image_px=None,
+               align_epochs=1.0, epochs=1.0, batch=4, accumulate=1, lr=1e-3, align_lr=1e-3, checkpointing=False, test_per_slide=2)
+    return ta.run_train_agent(**how | kw)
+
+@pytest.fixture(scope="module")
+def taught(root): return {r:run(root, r) for r in ("describe","revise","summarize")}
+
+def test_three_agents_and_their_numbers(root, taught):
+    for role,r in taught.items():
+        assert (root/"models"/role/"model.safetensors").exists() and not (root/"models"/role/"checkpoints").exists()
+        m = read_json(root/"metrics"/f"{role}_train.json")
+        assert m["conversations"] == len(r["lessons"][-1][0]) and np.isfinite(m["loss"]) and not r["said"], "there is no phantom to be tested on"
+    assert [len(l) for l in taught["describe"]["losses"]] == [2, 2]
+
+def test_a_second_run_trains_nothing(root, taught):
+    before = {p:p.stat().st_mtime_ns for p in (root/"models").rglob("model.safetensors")}
+    r = run(root)
+    assert before == {p:p.stat().st_mtime_ns for p in (root/"models").rglob("model.safetensors")}
+    assert r["losses"] == taught["describe"]["losses"]
+
+def test_enhanced_texts_keep_what_captions_say(root, taught):
+    df = read_table(root/"agents/enhanced.parquet")
+    assert len(df) == 9 and all(claims(c).items() <= claims(t).items() for c,t in zip(df.caption, df.text))
+
+def test_every_answer_of_the_revise_agent_leads_back(root, taught):
+    df = read_table(root/"agents/enhanced.parquet")
+    right = [claims(t) for t in df.text]
+    for r in ta.revising(df, "builtin", untouched=0):
+        text = r["prompt"].partition("reads: ")[2].rpartition(" What must")[0]
+        ops = [Operation(**o) for o in REVISE.read(r["answer"])["operations"]]
+        assert len(ops) == 1 and claims(text) not in right and claims(apply(text, ops[0])) in right
+
+@pytest.mark.parametrize("role,given", [(DESCRIBE, dict(source="colon")), (SUMMARISE, dict(description="The field shows mature adipocytes."))])
+def test_an_agent_goes_to_work_by_its_folder(root, taught, role, given):
+    im = dict(image=np.asarray(Image.open(root/"init/0.jpg"))) if role is DESCRIBE else {}
+    said = chat.ask_many(role, f"hf:{root/'models'/(role.stage or role.name)}", [given|im]*3, device="cpu", max_tokens=40)
+    assert all(isinstance(a, PathgenError) or a.provenance["decoding"].startswith("greedy") for a in said) and len(said) == 3
+
+def test_the_revise_agent_answers_operations_or_is_refused(root, taught):
+    given = dict(source="colon", text="The field shows fat.", image=np.asarray(Image.open(root/"init/0.jpg")))
+    a = chat.ask_many(REVISE, f"hf:{root/'models/revise'}", [given], device="cpu", max_tokens=8)[0]
+    assert isinstance(a, chat.AnswerError) or all(isinstance(o, Operation) for o in a.value.operations)
+
+def test_without_its_teacher(root, tmp_path):
+    with pytest.raises(PathgenError, match="enhanced.parquet"): run(tmp_path, "summarize")
+    with pytest.raises(PathgenError, match="unknown provider"): run(root, provider="oracle")
+    with pytest.raises(PathgenError, match="cannot be loaded"): run(root, start=str(tmp_path/"no model"))
+
+def test_a_teacher_that_answers_garbage_leaves_no_empty_lesson(root, monkeypatch, tmp_path):
+    monkeypatch.setitem(chat.RULES, "enhance", lambda **kw: dict(text=""))
+    with pytest.raises(PathgenError, match="6 of 6 enhanced failed, such as p"): run(root, pairs=6)
+    monkeypatch.setitem(chat.RULES, "break", lambda **kw: dict(text="", op="add"))
+    with pytest.raises(PathgenError, match="broke none of"): run(root, "revise")
+    monkeypatch.setitem(chat.RULES, "summarise", lambda **kw: dict(caption="..."))
+    with pytest.raises(PathgenError, match="summarised none of"): run(root, "summarize")
