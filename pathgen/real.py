@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/real.html.md"""
 
 # %% auto #0
 __all__ = ['EXPECTED', 'PROMPTS', 'read_tiles', 'judge_tiles', 'zero_shot_tiles', 'gather', 'says_gleason', 'kept_of_gold',
-           'run_real']
+           'beside_agent', 'run_real']
 
 # %% ../nbs/34_real.ipynb #9cbee445
 import re
@@ -92,6 +92,25 @@ def kept_of_gold(
         if r.gleason: rows.append((r.patient_id, "gleason", says_gleason(text, r.gleason)))
         rows += [(r.patient_id, k, claims(text).get(f"{k}_invasion")==(v=="yes")) for k,v in dict(perineural=r.perineural, vascular=r.vascular).items() if v]
     return pd.DataFrame(rows, columns=["patient_id","what","kept"])
+
+# %% ../nbs/34_real.ipynb #87bb35b0
+def beside_agent(
+    data, # Root of the run on real slides
+    agent, # Folder of a describe agent
+    n:int=3, # Patches of a slide
+    device:str="auto", # Where the agent runs
+)->pd.DataFrame: # patch_id, slide_id, text, agent
+    "What a trained agent says of some patches, beside the builtin descriptions."
+    from PIL import Image
+    from pathgen.chat import render
+    from pathgen.describe import DESCRIBE
+    from pathgen.lmm import load_lmm
+    df = read_table(Path(data)/"text/descriptions.parquet")
+    df = df.groupby("slide_id").sample(n, random_state=0).reset_index(drop=True)
+    source = read_table(Path(data)/"slides.parquet").set_index("slide_id").source
+    ims = [np.asarray(Image.open(Path(data)/"patches"/r.slide_id/f"{r.patch_id}.jpg")) for r in df.itertuples()]
+    said = load_lmm(need(agent), device).generate([render(DESCRIBE, source=source[s]) for s in df.slide_id], ims)
+    return df.assign(agent=said)[["patch_id","slide_id","text","agent"]]
 
 # %% ../nbs/34_real.ipynb #1e68b8cf
 def run_real(data, device, model, tiles, per_class, gold, numbers):

@@ -9,14 +9,14 @@ __all__ = ['GOALS', 'take_turns', 'times_faster', 'grid', 'read_pathgen', 'read_
            'read_tiffslide', 'read_cucim', 'read_cucim_batches', 'decode_tiles', 'readers', 'time_reading', 'scattered',
            'time_processes', 'read_part', 'time_slow_storage', 'reduction_cosine', 'time_embedding', 'timeline',
            'show_timeline', 'encoder_rate', 'matrix_peak', 'large_slide', 'fill_ellipse', 'apart', 'tile_large',
-           'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection', 'start_and_run', 'time_large',
-           'speed_numbers', 'goals_met', 'run_speed']
+           'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection', 'time_answers', 'start_and_run',
+           'time_large', 'speed_numbers', 'goals_met', 'run_speed']
 
 # %% ../nbs/80_speed.ipynb #a291a2d3
 import functools, time
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import PathgenError, need, peak_gb, read_json, write_metrics
+from .core import PathgenError, need, peak_gb, pick_device, read_json, write_metrics
 
 # %% ../nbs/80_speed.ipynb #8e038c51
 def take_turns(
@@ -398,6 +398,24 @@ def time_selection(
     once = take_turns({"scikit-learn":theirs}, rounds=1, warm=0)
     return take_turns({"pathgen":ours}, rounds).assign(**once.iloc[0])
 
+# %% ../nbs/80_speed.ipynb #acb7f96e
+def time_answers(
+    agent:str, # Folder of a describe agent
+    patches, # Paths of images
+    rounds:int=3, # Counted rounds
+    device:str="cpu", # cpu, cuda
+)->pd.DataFrame: # Seconds; attrs: answers
+    "Descriptions in batches, and one at a time."
+    from PIL import Image
+    from pathgen.chat import render
+    from pathgen.describe import DESCRIBE
+    from pathgen.lmm import load_lmm
+    m, ask = load_lmm(agent, device), render(DESCRIBE, source="colon")
+    ims = [np.asarray(Image.open(p)) for p in patches]
+    t = take_turns(dict(pathgen=lambda: m.generate([ask]*len(ims), ims), single=lambda: [m.generate([ask], [im]) for im in ims]), rounds)
+    t.attrs["answers"] = len(ims)
+    return t
+
 # %% ../nbs/80_speed.ipynb #11e24dec
 def start_and_run(
     data, # Root of everything produced
@@ -445,9 +463,10 @@ def speed_numbers(
     return m | dict(every_pixel_vs_turbo=like, processes_vs_openslide=ratio("processes", "OpenSlide"), patches_a_second=t["reading"].attrs["patches"]/t["reading"].pathgen.median(),
         reduction_cosine_min=t["cosine"].min(), embed_vs_encoding=times_faster(t["embedding"], "slide to features", "encoding"),
         select_seconds=t["selection"].pathgen.median(), select_vs_sklearn=ratio("selection", "scikit-learn"),
+        answers_vs_single=ratio("answers", "single"), answers_a_second=t["answers"].attrs["answers"]/t["answers"].pathgen.median(),
         startup_slowest=t["stages"].startup.max())
 
-GOALS = dict(vs_openslide=(4, 1), vs_cucim=(1, 1), every_pixel_vs_turbo=(.85, 1), embed_vs_encoding=(.8, 1), select_vs_sklearn=(4, 1),
+GOALS = dict(vs_openslide=(4, 1), vs_cucim=(1, 1), every_pixel_vs_turbo=(.85, 1), embed_vs_encoding=(.8, 1), select_vs_sklearn=(4, 1), answers_vs_single=(8, 1),
     select_seconds=(1.5, -1), large_tile_gb=(2, -1), large_embed_gb=(2, -1), startup_slowest=(4, -1)) # Goal; 1 at least, -1 at most
 
 def goals_met(
@@ -469,7 +488,8 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
         scattered=time_reading(path, px, out_px, scattered(path, px, patches//2), threads, rounds), stages=start_and_run(data),
         processes=time_processes(path, px, out_px, coords, threads, rounds), cosine=reduction_cosine(path, clip, px, out_px, coords),
         embedding=time_embedding(path, model, px, patches, threads, rounds, device), timeline=timeline(path, clip, px, coords, 32, threads),
-        selection=time_selection(select_patches, select_dim, rounds), encoders={a:encoder_rate(a, device) for a in archs}, large={})
+        selection=time_selection(select_patches, select_dim, rounds), encoders={a:encoder_rate(a, device) for a in archs}, large={},
+        answers=time_answers(str(need(Path(data)/"models/describe")), sorted(need(Path(data)/"patches").glob("*/*.jpg"))[:32], rounds, pick_device(device)))
     if large_px:
         with tempfile.TemporaryDirectory() as d: t["large"] = time_large(d, path, *large_px, px, model, device, threads)
     write_metrics("speed", speed_numbers(t), data)
