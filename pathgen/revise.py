@@ -8,8 +8,8 @@ Docs: https://pathgen.github.io/pathgen/revise.html.md"""
 __all__ = ['REVISE', 'SEPARATOR', 'HEAD', 'GROUPS', 'COLUMNS', 'TRIALS', 'Operation', 'Revision', 'say_operations',
            'read_operations', 'sentences', 'unfold', 'fold', 'apply', 'carry_out', 'rivals', 'words_of', 'inverse',
            'inject', 'changed', 'break_by_rule', 'mend', 'second_look', 'proposals', 'revise_by_measure', 'put_right',
-           'trials', 'outcome', 'revise_slide', 'revise_given', 'truths_of', 'revision_row', 'revise_items',
-           'revise_inputs', 'compare', 'revise_metrics', 'run_revise', 'mark_changes', 'show_trials', 'plot_revision']
+           'trials', 'outcome', 'revise_slide', 'revise_items', 'revise_inputs', 'compare', 'revise_metrics',
+           'run_revise', 'mark_changes', 'show_trials', 'plot_revision']
 
 # %% ../nbs/31_revise.ipynb #271b1c83
 import functools, json, re
@@ -365,32 +365,32 @@ def revise_slide(
 )->None:
     "Revise the descriptions of one slide."
     rows = list(item["rows"].itertuples())
-    given = revise_given(item, rows, folder, provider, mpp_if_missing, seed)
-    truths = truths_of(item["slide_id"], rows, truth_dir)
+    given = _revise_given(item, rows, folder, provider, mpp_if_missing, seed)
+    truths = _truths_of(item["slide_id"], rows, truth_dir)
     tried = rng(seed, item["slide_id"]).permutation(len(rows))[:n_trials].tolist() if truths else []
     tests = [(i,t) for i in sorted(tried) for t in trials(rows[i].text, truths[i], seed)]
     asked = [given[i]|dict(text=r.text) for i,r in enumerate(rows)] + [given[i]|dict(text=t["wrong"]) for i,t in tests]
     said = ask_many(REVISE, provider, asked, **chat)
     from_ = provenance(REVISE, provider, **chat) | (dict(model=measured_by()) if provider == "builtin" else {})
-    out = [revision_row(r, a) | from_ for r,a in zip(rows, said)]
+    out = [_revision_row(r, a) | from_ for r,a in zip(rows, said)]
     done = lambda a: [] if isinstance(a, PathgenError) else a.value.operations
     tests = [dict(patch_id=rows[i].patch_id)|outcome(t, done(a), truths[i]) for (i,t),a in zip(tests, said[len(rows):])]
     write_table(pd.DataFrame(out, columns=[*COLUMNS,"error"]).astype(dict(text="string", error="string")), path)
     write_table(pd.DataFrame(tests, columns=TRIALS), Path(path).with_name(f"{item['slide_id']}.trials.parquet"))
 
 # %% ../nbs/31_revise.ipynb #bac63012
-def revise_given(item, rows, folder, provider, mpp_if_missing, seed): # What an agent gets besides a text, for each patch
+def _revise_given(item, rows, folder, provider, mpp_if_missing, seed): # What an agent gets besides a text, for each patch
     images = [read_patch(folder, r, mpp_if_missing) for r in rows]
     stains = slide_stains(images, offset=1) if provider == "builtin" else None
     look = lambda im,mpp: second_look(im, mpp, stains) if provider == "builtin" else None
     return [dict(source=item["source"], image=im, mpp=mpp, seen=look(im, mpp), seed=int(digest(seed, r.patch_id), 16)%997) for r,(im,mpp) in zip(rows, images)]
 
-def truths_of(slide_id, rows, folder): # What is true of each patch; nothing for a slide without a truth
+def _truths_of(slide_id, rows, folder): # What is true of each patch; nothing for a slide without a truth
     if not (Path(folder)/f"{slide_id}.json").exists(): return []
     t = Truth.load(folder, slide_id)
     return [t.patch(r.x, r.y, r.px) for r in rows]
 
-def revision_row(r, answer): # A row of revisions.parquet, and `error`
+def _revision_row(r, answer): # A row of revisions.parquet, and `error`
     row = dict(patch_id=r.patch_id, slide_id=r.slide_id, text=None, edits="[]", refused=0, error=None)
     if isinstance(answer, PathgenError): return row | dict(error=one_line(answer))
     text, done, refused = carry_out(r.text, answer.value.operations)
@@ -462,7 +462,7 @@ def run_revise(data, seed, workers, max_failed, provider, mpp_if_missing, trials
     f = functools.partial(revise_slide, folder=folder, truth_dir=truth_dir, provider=provider, mpp_if_missing=mpp_if_missing,
                           n_trials=trials_per_slide, seed=seed, chat=chat)
     keys = each(f, items, out, lambda i: i["slide_id"], params=[provenance(REVISE, provider, **chat), seed, mpp_if_missing, trials_per_slide, measured_by()],
-                inputs=lambda i: revise_inputs(i, folder, truth_dir), code=[revise_slide, revise_given, revision_row, second_look, proposals, apply, trials, outcome],
+                inputs=lambda i: revise_inputs(i, folder, truth_dir), code=[revise_slide, _revise_given, _revision_row, second_look, proposals, apply, trials, outcome],
                 workers=workers, max_failed=max_failed, desc="revise", **loop)
     both = lambda ending: pd.concat([read_table(out/f"{k}{ending}.parquet") for k in keys], ignore_index=True)
     df, tests = keep_good(both(""), data/"text"/"revisions.parquet", max_failed), both(".trials")

@@ -476,6 +476,7 @@ def goals_met(
     rows = {k:dict(goal=f"{'at least' if way > 0 else 'at most'} {g}", reached=numbers[k], met=way*numbers[k] >= way*g) for k,(g,way) in GOALS.items() if k in numbers}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["goal","reached","met"])
 
+# %% ../nbs/80_speed.ipynb #69eb261c
 def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, select_patches, select_dim, large_px, archs):
     "The whole page: slides, features, selection, stages -> `metrics/speed.json`."
     import tempfile

@@ -68,6 +68,8 @@ def test_a_killed_training_ends_in_the_same_weights(tmp_path, broken):
     again = make()
     losses = L.train_lmm(again, talks(again), tmp_path/"b", L.BOTH, epochs=1, batch=4)
     assert len(losses) == 12 and same(weights(whole), weights(again))
+    ended = make()
+    assert L.train_lmm(ended, talks(ended), tmp_path/"b", L.BOTH, epochs=1, batch=4) == losses and same(weights(whole), weights(ended))
 
 def test_stage_one_moves_the_projector_alone(tmp_path):
     m = make(); old = weights(m)
