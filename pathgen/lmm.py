@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/lmm.html.md"""
 
 # %% auto #0
 __all__ = ['SPECIAL', 'TEMPLATE', 'TINY_LLM', 'PROJECTOR', 'BOTH', 'CARD', 'make_tokenizer', 'build_llm', 'Lmm', 'tower',
-           'build_lmm', 'Talks', 'train_lmm', 'save_lmm', 'weights_hash', 'load_lmm']
+           'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'save_lmm', 'weights_hash', 'load_lmm']
 
 # %% ../nbs/05_lmm.ipynb #73929afa
 from dataclasses import dataclass
@@ -143,6 +143,17 @@ def tower(
     (model if hasattr(model, "embeddings") else model.vision_model).load_state_dict(sd, strict=False)
     return model
 
+# %% ../nbs/05_lmm.ipynb #2548de29
+def llm_of(
+    lmm:Lmm, # With eyes or without
+): # -> what `build_lmm` takes as an LLM
+    "The language model inside a model."
+    from types import SimpleNamespace
+    m = lmm.model
+    if not lmm.sees: return m
+    if m.config.model_type != "llava": raise PathgenError(f"{lmm.name}: its language model can be had apart for a LLaVA alone, not for {m.config.model_type}")
+    return SimpleNamespace(model=m.model.language_model, lm_head=m.lm_head, config=m.config.text_config)
+
 # %% ../nbs/05_lmm.ipynb #ba960526
 def _processor(config, tokenizer, mean, std):
     from transformers import CLIPImageProcessor, LlavaProcessor
@@ -235,6 +246,10 @@ def _watcher(desc): # Shows progress and refuses a loss that is no number
     return Watch()
 
 # %% ../nbs/05_lmm.ipynb #d9a93940
+def _quiet(): # No progress bars of transformers over files of weights
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()
+
 def _arguments(lmm, out, epochs, batch, lr, seed, saves, accumulate, checkpointing):
     from transformers import TrainingArguments
     return TrainingArguments(str(out), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, num_train_epochs=epochs, learning_rate=lr,
@@ -260,6 +275,7 @@ def train_lmm(
     from functools import partial
     from transformers import Trainer
     if len(talks) < batch: raise PathgenError(f"{desc}: {len(talks)} conversations do not fill a batch of {batch}: lower batch")
+    _quiet()
     for n,p in lmm.model.named_parameters(): p.requires_grad = parts is None or any(k in n for k in parts)
     args = _arguments(lmm, out, epochs, batch, lr, seed, saves, accumulate, checkpointing)
     t = Trainer(lmm.model, args, train_dataset=talks, data_collator=partial(_collate, lmm), callbacks=[_watcher(desc)])
@@ -306,6 +322,7 @@ def save_lmm(
     "Write weights, configuration, processor and model card."
     path = Path(path); path.mkdir(parents=True, exist_ok=True)
     (path/"agent.json").unlink(missing_ok=True)
+    _quiet()
     lmm.model.save_pretrained(path)
     lmm.processor.save_pretrained(path)
     write_text(_card(lmm, path.name, text), path/"README.md")
@@ -332,6 +349,7 @@ def load_lmm(
     import torch
     from transformers import AutoConfig
     name, device = str(path_or_name), pick_device(device)
+    _quiet()
     try:
         model, processor = _auto(AutoConfig.from_pretrained(name))
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32

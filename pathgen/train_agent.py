@@ -129,15 +129,15 @@ def summarising(
     raise PathgenError(f"provider {provider} summarised none of {len(df)} descriptions: {one_line(said[0])}")
 
 # %% ../nbs/35_train_agent.ipynb #9f4ede66
-def _untrained(rows, clip, px, seed, start, sees): # A model to teach: from scratch, or from an LLM or agent that `start` names
-    from pathgen.lmm import Lmm, build_llm, build_lmm, load_lmm, make_tokenizer
+def _untrained(rows, clip, px, seed, start, role): # A model to teach: from scratch, or from an LLM or agent that `start` names
+    from pathgen.lmm import Lmm, build_llm, build_lmm, llm_of, load_lmm, make_tokenizer
     from pathgen.clip import load_clip
     if start:
         m = load_lmm(start)
-        return m if m.sees or not sees else build_lmm(load_clip(clip, "cpu"), m.model, m.tokenizer, px, seed)
+        return build_lmm(load_clip(clip, "cpu"), llm_of(m), m.tokenizer, px, seed) if role == "describe" else m
     tok = make_tokenizer([r[k] for r in rows for k in ("prompt","answer")])
     llm = build_llm(tok, seed)
-    return build_lmm(load_clip(clip, "cpu"), llm, tok, px, seed) if sees else Lmm(llm, tok, "untrained", "-")
+    return build_lmm(load_clip(clip, "cpu"), llm, tok, px, seed) if role == "describe" else Lmm(llm, tok, "untrained", "-")
 
 def _contents(rows, data, clip, start): # Digests of the images and models that a training starts from
     from pathgen.lmm import weights_hash
@@ -170,7 +170,7 @@ def teach(
     done = read_json(record) if record.is_file() else {}
     if done.get("key") == key: return load_lmm(out, device), done["losses"]
     record.unlink(missing_ok=True)
-    m, losses = _untrained(every, clip, px, seed, start, "image" in every[0]), []
+    m, losses = _untrained(every, clip, px, seed, start, role.name), []
     m.model.to(device); m.device = device
     for k,(rows,parts,epochs,lr) in enumerate(lessons):
         talks = Talks(m, *_numbered(rows, data, m.px))

@@ -83,3 +83,9 @@ def test_a_teacher_that_answers_garbage_leaves_no_empty_lesson(root, monkeypatch
     with pytest.raises(PathgenError, match="broke none of"): run(root, "revise")
     monkeypatch.setitem(chat.RULES, "summarise", lambda **kw: dict(caption="..."))
     with pytest.raises(PathgenError, match="summarised none of"): run(root, "summarize")
+
+def test_a_llava_lends_its_language_model_to_another_tower(root, taught, tmp_path):
+    from shutil import copytree
+    for d in ("init","models/clip_init"): copytree(root/d, tmp_path/d)
+    r = run(tmp_path, start=str(root/"models/describe"), image_px=224)
+    assert r["agent"].px == 224 and len(r["agent"].tokenizer) == len(taught["describe"]["agent"].tokenizer)
