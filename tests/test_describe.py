@@ -103,3 +103,17 @@ def test_grading_counts_like_by_hand(tmp_path):
     t = ds.grade(texts, read_table(tmp_path/"patches.parquet"), tmp_path)
     assert t.loc["adipose","precision"] == 1 and t.loc["adipose","recall"] == .5
     assert t.loc["necrosis","precision"] == 0 and t.loc["all","precision"] == .5
+
+@pytest.mark.parametrize("bad", ["", "fat", None])
+def test_a_bad_answer_costs_its_patch_alone(tmp_path, monkeypatch, bad):
+    from pathgen import chat
+    good, asked = chat.RULES["describe"], []
+    def rule(**given):
+        asked.append(given["seed"])
+        return dict(text=bad) if given["seed"] == asked[0] else good(**given)
+    monkeypatch.setitem(chat.RULES, "describe", rule)
+    df, _, _ = run(folder(tmp_path), max_failed=.2)
+    lost = read_table(tmp_path/"text"/"descriptions_failed.parquet")
+    assert len(df) == 5 and df.text.str.len().min() > 20 and asked.count(asked[0]) == 3, "asked three times in all"
+    assert len(lost) == 1 and "text: " in lost.error[0] and not set(lost.patch_id) & set(df.patch_id)
+    with pytest.raises(PathgenError, match="1 of 6 descriptions failed, such as S1_"): run(tmp_path, max_failed=.1)
