@@ -8,7 +8,7 @@ SHELL   := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-.PHONY: help env repro real test calibrate lab docs render bench chaos fuzz clean
+.PHONY: help env repro real test calibrate lab docs render bench seeds chaos fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -73,6 +73,9 @@ bench: $(READY) ## Time reading, encoding and selecting beside other tools
 fuzz: $(READY) ## Send spoilt slides, reports, tables and parameters through the stages
 	pathgen run fuzz --params $(if $(wildcard ../shared/data/slides),profiles/real.yaml,params.yaml)
 	@$(if $(wildcard ../shared/data/slides),mkdir -p data/runs && cp data/real/runs/82_fuzz.ipynb data/runs/)
+
+seeds: $(READY) ## Run the pipeline with three seeds, for means and deviations
+	pathgen seeds
 
 chaos: $(READY) ## Kill the smoke profile at random moments and compare it with a run left alone
 	pathgen run chaos

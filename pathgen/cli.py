@@ -10,7 +10,7 @@ __all__ = ['SHARED', 'BASE', 'app', 'CHECKS', 'COLOURS', 'STEPS', 'find_root', '
            'only_run', 'tidy', 'why', 'execute', 'data_dir', 'kernel_env', 'check_all', 'run_stage', 'command',
            'params_file', 'run', 'profiles', 'profile', 'check_python', 'check_packages', 'check_machine',
            'input_paths', 'check_inputs', 'check_endpoints', 'check_tools', 'doctor', 'maybe', 'origin', 'slide_axes',
-           'draw_slide', 'truth_axes', 'patch_text', 'draw_patch', 'show', 'slide_text', 'main']
+           'draw_slide', 'truth_axes', 'patch_text', 'draw_patch', 'show', 'slide_text', 'seed_table', 'seeds', 'main']
 
 # %% ../nbs/90_cli.ipynb #074d4b83
 import ast, contextlib, functools, inspect, json, os, re, subprocess, sys, time
@@ -727,6 +727,42 @@ def slide_text(
              f"{row.width} x {row.height} px, {mpp}"]
     if len(chosen): lines.append(f"{len(chosen)} patches selected, {int(chosen.kept.sum())} kept")
     return "\n".join(lines + [f"Report: {t}" for t in parts.text])
+
+# %% ../nbs/90_cli.ipynb #701f4f9c
+def seed_table(
+    runs:list, # Metrics of each run: stage to its numbers
+)->dict: # stage.number and stage.number_sd
+    "Mean and deviation over runs of every number that all of them have."
+    import numpy as np
+    out = dict(seeds=len(runs))
+    for stage,numbers in sorted(runs[0].items()):
+        for k in sorted(numbers):
+            v = [r.get(stage, {}).get(k) for r in runs]
+            if not all(isinstance(x, (int,float)) for x in v): continue
+            out |= {f"{stage}.{k}":round(float(np.mean(v)), 4), f"{stage}.{k}_sd":round(float(np.std(v, ddof=1)), 4) if len(v) > 1 else 0.}
+    return out
+
+def _dvc(root, *args): # Run DVC in the project; what it prints
+    from pathgen.core import PathgenError
+    show = None if args[:2] == ("exp","run") else subprocess.PIPE
+    r = subprocess.run(["dvc", *args], cwd=root, stdout=show, stderr=show, text=True)
+    if r.returncode and args[:2] != ("exp","remove"): raise PathgenError(f"dvc {' '.join(args)} failed: see the lines above")
+    return r.stdout
+
+@command
+def seeds(
+    of:str="0,1,2", # Seeds, with commas between them
+):
+    "Run the pipeline once a seed; means and deviations go to data/metrics/seeds.json."
+    from pathgen.core import write_json
+    root, names = find_root(), {s:f"seed-{int(s)}" for s in of.split(",")}
+    for s,n in names.items():
+        _dvc(root, "exp", "remove", n)
+        _dvc(root, "exp", "run", "--temp", "-n", n, "-S", f"base.seed={int(s)}")
+    runs = [r for e in json.loads(_dvc(root, "exp", "show", "--json")) for x in e["experiments"] or () for r in x["revs"]]
+    found = {r["name"]:{Path(f).stem:v["data"] for f,v in r["data"]["metrics"].items() if "data" in v} for r in runs}
+    write_json(seed_table([found[n] for n in names.values()]), root/"data/metrics/seeds.json")
+    typer.echo("data/metrics/seeds.json")
 
 # %% ../nbs/90_cli.ipynb #5ee157a2
 def main():

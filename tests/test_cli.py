@@ -196,3 +196,18 @@ def test_default_value_with_a_comment_sign(tmp_path):
     nb = project(tmp_path, "1", extra='\nmark = "a # b" # Text with a # in it')/"nbs"/"20_cut.ipynb"
     assert cli.parameters(nb)["mark"]==("a # b", "Text with a # in it")
     assert cli.parameters(nb)["mpp"][1]=='Target µm per px, "#" or none'
+
+def test_seeds_are_experiments_and_leave_the_workspace_alone(tmp_path):
+    root = project(tmp_path/"p", "")
+    (root/"dvc.yaml").write_text(yaml.safe_dump(dict(stages=dict(cut=dict(cmd="python make.py", deps=["make.py"], params=["base.seed"], metrics=[{"data/metrics/cut.json":dict(cache=False)}])))))
+    (root/"make.py").write_text("import json, os, yaml\nos.makedirs('data/metrics', exist_ok=True)\njson.dump(dict(n=5, s=yaml.safe_load(open('params.yaml'))['base']['seed']), open('data/metrics/cut.json', 'w'))\n")
+    for c in ("git init -q", "dvc init -q", "git add -A", "git -c user.name=a -c user.email=a@b commit -qm all"): subprocess.run(c.split(), cwd=root, check=True)
+    before = (root/"params.yaml").read_bytes()
+    for _ in range(2):
+        r = shell(root, "seeds", "--of", "1,4")
+        assert r.returncode == 0, r.stderr
+        m = json.loads((root/"data/metrics/seeds.json").read_text())
+        assert m == {"cut.n":5., "cut.n_sd":0., "cut.s":2.5, "cut.s_sd":2.1213, "seeds":2} and (root/"params.yaml").read_bytes() == before
+    (root/"make.py").write_text("raise SystemExit('broken')")
+    r = shell(root, "seeds", "--of", "1")
+    assert r.returncode == 1 and "dvc exp run" in r.stderr.splitlines()[-1] and "failed" in r.stderr.splitlines()[-1]
