@@ -742,11 +742,10 @@ def seed_table(
             out |= {f"{stage}.{k}":round(float(np.mean(v)), 4), f"{stage}.{k}_sd":round(float(np.std(v, ddof=1)), 4) if len(v) > 1 else 0.}
     return out
 
-def _dvc(root, *args): # Run DVC in the project; what it prints
+def _dvc(root, *args, **how): # Run DVC in the project; its errors stand on the terminal
     from pathgen.core import PathgenError
-    show = None if args[:2] == ("exp","run") else subprocess.PIPE
-    r = subprocess.run(["dvc", *args], cwd=root, stdout=show, stderr=show, text=True)
-    if r.returncode and args[:2] != ("exp","remove"): raise PathgenError(f"dvc {' '.join(args)} failed: see the lines above")
+    r = subprocess.run(["dvc", *args], cwd=root, text=True, **how)
+    if r.returncode: raise PathgenError(f"dvc {' '.join(args)} failed: see the lines above")
     return r.stdout
 
 @command
@@ -757,9 +756,9 @@ def seeds(
     from pathgen.core import write_json
     root, names = find_root(), {s:f"seed-{int(s)}" for s in of.split(",")}
     for s,n in names.items():
-        _dvc(root, "exp", "remove", n)
+        subprocess.run(["dvc", "exp", "remove", n], cwd=root, capture_output=True) # of an earlier time, if there is one
         _dvc(root, "exp", "run", "--temp", "-n", n, "-S", f"base.seed={int(s)}")
-    runs = [r for e in json.loads(_dvc(root, "exp", "show", "--json")) for x in e["experiments"] or () for r in x["revs"]]
+    runs = [r for e in json.loads(_dvc(root, "exp", "show", "--json", stdout=subprocess.PIPE)) for x in e["experiments"] or () for r in x["revs"]]
     found = {r["name"]:{Path(f).stem:v["data"] for f,v in r["data"]["metrics"].items() if "data" in v} for r in runs}
     write_json(seed_table([found[n] for n in names.values()]), root/"data/metrics/seeds.json")
     typer.echo("data/metrics/seeds.json")
