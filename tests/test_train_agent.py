@@ -60,16 +60,18 @@ def test_every_answer_of_the_revise_agent_leads_back(root, taught):
         ops = [Operation(**o) for o in REVISE.read(r["answer"])["operations"]]
         assert len(ops) == 1 and claims(text) not in right and claims(apply(text, ops[0])) in right
 
-@pytest.mark.parametrize("role,given", [(DESCRIBE, dict(source="colon")), (SUMMARISE, dict(description="The field shows mature adipocytes."))])
-def test_an_agent_goes_to_work_by_its_folder(root, taught, role, given):
-    im = dict(image=np.asarray(Image.open(root/"init/0.jpg"))) if role is DESCRIBE else {}
-    said = chat.ask_many(role, f"hf:{root/'models'/(role.stage or role.name)}", [given|im]*3, device="cpu", max_tokens=40)
-    assert all(isinstance(a, PathgenError) or a.provenance["decoding"].startswith("greedy") for a in said) and len(said) == 3
+SAYS = dict(describe="The field shows mature adipocytes.", summarize="Mature adipocytes.", revise="delete: mature adipocytes; add: mucin")
 
-def test_the_revise_agent_answers_operations_or_is_refused(root, taught):
-    given = dict(source="colon", text="The field shows fat.", image=np.asarray(Image.open(root/"init/0.jpg")))
-    a = chat.ask_many(REVISE, f"hf:{root/'models/revise'}", [given], device="cpu", max_tokens=8)[0]
-    assert isinstance(a, chat.AnswerError) or all(isinstance(o, Operation) for o in a.value.operations)
+@pytest.mark.parametrize("folder,role", dict(describe=DESCRIBE, summarize=SUMMARISE, revise=REVISE).items())
+def test_an_agent_goes_to_work_by_its_folder_with_its_prompt_alone(root, taught, folder, role, monkeypatch):
+    from pathgen.lmm import Lmm
+    asked = []
+    monkeypatch.setattr(Lmm, "generate", lambda self, prompts, images, max_tokens: asked.append((self.name, prompts)) or [SAYS[folder]]*len(prompts))
+    given = dict(source="colon", text="Fat.", description="Fat.", image=np.asarray(Image.open(root/"init/0.jpg")))
+    said = chat.ask_many(role, f"hf:{root/'models'/folder}", [given]*3, device="cpu")
+    assert [a.value for a in said] == [role.schema(**role.read(SAYS[folder]))]*3
+    assert asked == [(str(root/"models"/folder), [chat.render(role, **given)]*3)], "one batch, no schema"
+    assert said[0].provenance["model"] == taught[folder]["agent"].hash
 
 def test_without_its_teacher(root, tmp_path):
     with pytest.raises(PathgenError, match="enhanced.parquet"): run(tmp_path, "summarize")
