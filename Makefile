@@ -50,7 +50,7 @@ test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to 
 	@python -m pytest tests/test_repo.py tests/test_params.py tests
 
 calibrate: $(READY) ## Fit the builtin readers anew to phantom slides of their own
-	python -c 'from pathgen.phantom import ORGANS, paint_slides, slide_items; \
+	python -c 'from pathgen.paint import ORGANS; from pathgen.phantom import paint_slides, slide_items; \
 	  from pathgen.describe import calibrate; from pathgen.morphometry import write_rules; \
 	  paint_slides(slide_items(list(ORGANS), 48, 1, .17, 5376, .25, 4242), "data/calibration/phantom"); \
 	  write_rules(calibrate("data/calibration/phantom", "data/calibration/samples"))'

@@ -27,7 +27,8 @@ def specimen(
     seed:int=0, # Seed of the painting
 ): # The same path
     "A small good slide: painted tissue on glass."
-    from pathgen.phantom import paint_patch, write_svs
+    from pathgen.paint import paint_patch
+    from pathgen.phantom import write_svs
     n = px - 256
     tissue, _ = paint_patch("carcinoma_moderate", px=n, mpp=.25, rng=np.random.default_rng(seed))
     im = np.full((px, px, 3), 243, np.uint8)

@@ -2,11 +2,11 @@
 import hashlib, json
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from pathgen import phantom as painter
+from pathgen import paint
 from pathgen.core import PathgenError
 from pathgen.findings import claims
-from pathgen.phantom import (ARCHITECTURE, FAULTS, MALIGNANT, ORGANS, attributes, findings_of, microscopy,
-                             paint_patch, parts_of, run_phantom, slide_items)
+from pathgen.paint import ARCHITECTURE, MALIGNANT, ORGANS, attributes, findings_of, paint_patch
+from pathgen.phantom import FAULTS, microscopy, parts_of, run_phantom, slide_items
 
 FAULTY = dict(duplicates=0.1, broken=0.1, tiny=0.1, wordless=0.1, not_histology=0.1)
 ARGS = dict(seed=3, workers=1, max_failed=0.0, organs=["colon", "prostate"], patients=1, slides_per_patient=1,
@@ -81,10 +81,10 @@ def test_parts_show_what_the_region_claims():
             if "epithelium" in parts: assert parts["epithelium"][ARCHITECTURE[c]] and not parts["ground"][ARCHITECTURE[c]]
 
 def test_a_pair_is_the_same_whatever_was_painted_before():
-    first = painter.nuclei("tumour", 0.5, 1.5, 0.0, -0.0, 0.0).h.copy()
-    painter.nuclei.cache_clear()
-    painter.nuclei("tumour", 0.5, 1.5, 0.0, 0.0, 0.0)
-    assert (painter.nuclei("tumour", 0.5, 1.5, 0.0, -0.0, 0.0).h == first).all()
+    first = paint.nuclei("tumour", 0.5, 1.5, 0.0, -0.0, 0.0).h.copy()
+    paint.nuclei.cache_clear()
+    paint.nuclei("tumour", 0.5, 1.5, 0.0, 0.0, 0.0)
+    assert (paint.nuclei("tumour", 0.5, 1.5, 0.0, -0.0, 0.0).h == first).all()
 
 def test_reports_say_what_was_painted(phantom):
     for t in truths(phantom):

@@ -7,7 +7,7 @@ from pathgen.clip import build_clip, save_clip
 from pathgen.core import PathgenError, read_json, read_table, write_table
 from pathgen.describe import DESCRIBE
 from pathgen.findings import claims
-from pathgen.phantom import paint_patch
+from pathgen.paint import paint_patch
 from pathgen.revise import REVISE, Operation, apply
 from pathgen.summarize import SUMMARISE
 
