@@ -7,7 +7,7 @@ Docs: https://pathgen.github.io/pathgen/clip.html.md"""
 # %% auto #0
 __all__ = ['CONTEXT', 'TINY', 'MEAN', 'STD', 'CARD', 'count_tokens', 'register', 'square', 'precision', 'normalize', 'Clip',
            'Files', 'load_images', 'skip_empty', 'weight_hash', 'build_clip', 'join', 'augment', 'crew', 'Batches',
-           'fit', 'to_hf', 'from_hf', 'save_hf', 'probe', 'save_clip', 'load_clip']
+           'fit', 'has_hf', 'to_hf', 'from_hf', 'save_hf', 'probe', 'save_clip', 'load_clip']
 
 # %% ../nbs/04_clip.ipynb #03e734e1
 from pathlib import Path
@@ -424,13 +424,19 @@ def _hf_config(c):
                                        bos_token_id=t["vocab_size"]-2, eos_token_id=t["vocab_size"]-1, pad_token_id=0)
     return CLIPConfig(vision_config=vision, text_config=text, projection_dim=c["embed_dim"])
 
+def has_hf(
+    clip:Clip, # Any model
+)->bool:
+    "Whether `transformers` has a form for it: a plain CLIP with a ViT."
+    import open_clip
+    return type(clip.model) is open_clip.CLIP and hasattr(clip.model.visual, "class_embedding")
+
 def to_hf(
     clip:Clip, # A plain CLIP with a ViT: no ConvNeXt, no text tower of another library
 ): # -> transformers.CLIPModel on the CPU, float32
     "The same model as `transformers` has it."
-    import open_clip
     from transformers import CLIPModel
-    if type(clip.model) is not open_clip.CLIP or not hasattr(clip.model.visual, "class_embedding"):
+    if not has_hf(clip):
         raise PathgenError(f"{clip.name}: only a plain CLIP with a ViT has a form in transformers' CLIPModel; take tiny, ViT-B-16, ViT-L-14-336, ...")
     sd = {k:v.detach().float().cpu() for k,v in clip.model.state_dict().items()}
     model = CLIPModel(_hf_config(clip.config)).eval()
