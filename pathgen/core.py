@@ -106,7 +106,8 @@ def file_digest(
 MADE_BY = {"slides.parquet": "slides", "report_files.parquet": "slides", "reports.parquet": "reports",
     "attributes.parquet": "attributes", "pairs.parquet": "init", "clip_init": "clip_init", "tiles": "tile",
     "features": "embed", "patches.parquet": "select", "patches": "select", "descriptions.parquet": "describe",
-    "revisions.parquet": "revise", "captions.parquet": "summarize", "index.parquet": "pairs", "phantom": "phantom"}
+    "revisions.parquet": "revise", "captions.parquet": "summarize", "index.parquet": "pairs", "phantom": "phantom",
+    "standins": "standins"}
 
 NEEDED = {"slides.parquet": ["slide_id","path","mpp","mpp_from","status"],
     "report_files.parquet": ["report_id","patient_id","path"], "reports.parquet": ["report_id","part","text"],
