@@ -325,6 +325,7 @@ def write_features(
     model:str, # Short name of the model, such as clip_init or histogram
     df:pd.DataFrame, # From `read_set`, rows that could be read
     features:np.ndarray, # float32 (N,D)
+    unreadable:list=(), # [path, item, reason] of images that have none
     **attributes, # More to keep, such as the model's hash
 )->Path:
     "Write the features of a set, atomically."
@@ -334,6 +335,7 @@ def write_features(
     about = dict(set=a["name"], title=a["title"], standin=a["standin"], classes=json.dumps(a["classes"]), model=model, colour="rgb")
     with atomic(path) as tmp, h5py.File(tmp, "w") as f:
         f["features"], f["item"] = np.asarray(features, np.float32), df["item"].to_numpy(np.int64)
+        f["unreadable"] = json.dumps(list(unreadable))
         for k in _TEXTS: f.create_dataset(k, data=df[k].tolist(), dtype=h5py.string_dtype())
         f.attrs.update(about | attributes)
     return path
