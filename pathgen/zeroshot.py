@@ -292,7 +292,7 @@ def draw_search(
             ax.imshow(im); ax.set_axis_on(); ax.set_xticks([]); ax.set_yticks([])
             for sp in ax.spines.values(): sp.set_color("green" if l==label else "red"); sp.set_linewidth(2.5)
         row[0].set_title(f"{df.attrs['title']}: {text}", fontsize=7.5, loc="left")
-    fig.tight_layout()
+    fig.subplots_adjust(left=.01, right=.99, bottom=.01, top=1-.3/len(asked), hspace=.25, wspace=.06)
     return fig
 
 # %% ../nbs/50_zeroshot.ipynb #55c1e487
