@@ -267,6 +267,7 @@ def crew()->tuple: # Number of this process, and how many train together
     import torch.distributed as dist
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
+# %% ../nbs/04_clip.ipynb #6fdf0df5
 class Batches:
     "Batches of pairs in the form that open_clip's trainer takes, in an order set by seed and epoch."
     def __init__(self,
@@ -336,6 +337,7 @@ def _together(clip, world): # The model as the trainer sees it
     if world == 1: return clip.model
     return torch.nn.parallel.DistributedDataParallel(clip.model, device_ids=[clip.device] if clip.device.startswith("cuda") else None)
 
+# %% ../nbs/04_clip.ipynb #fc8071c2
 def fit(
     clip:Clip, # Model to train, changed in place
     images, # uint8 array (N,px,px,3), or a sequence of such images
@@ -470,6 +472,7 @@ def from_hf(
     device, length = pick_device(device), cfg["text_cfg"]["context_length"]
     return Clip(model.to(device), open_clip.SimpleTokenizer(context_length=length), cfg, f"hf:{name}", weight_hash(model), device)
 
+# %% ../nbs/04_clip.ipynb #937abeca
 def save_hf(
     clip:Clip, # A plain CLIP with a ViT
     path, # Folder, made if need be

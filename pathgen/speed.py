@@ -426,6 +426,7 @@ def train_open_clip(
     train_one_epoch(model, dict(train=read), open_clip.ClipLoss(), 0, opt, None, cosine_lr(opt, 1e-3, 4, read.dataloader.num_batches), None, args)
     return read.dataloader.num_samples
 
+# %% ../nbs/80_speed.ipynb #be455fe3
 def time_training(
     shards, # Paths
     batch:int=64, # Pairs a step

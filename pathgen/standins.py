@@ -463,8 +463,8 @@ def sweep(out, # Folder of one set
 
 # %% ../nbs/15_standins.ipynb #30aec0e0
 CODE = [paint_batch, paint_numbered, paint_image, draw_case, vary, patch_of, section, photograph,
-        shown, mixed, central, centre, disc, _painted, background, source_tile, turned, attributes, stain,
-        paint_regions, develop]
+        shown, mixed, central, centre, disc, _painted, background, source_tile, turned,
+        attributes, stain, paint_regions, develop]
 
 def batches(sets, # Keys of `RECIPES`
             n, # Split -> images a class

@@ -57,6 +57,7 @@ def _start(start, arch, seed, device):
     if start: return load_clip(start, device)
     return build_clip(arch, seed, device)
 
+# %% ../nbs/40_train_clip.ipynb #047930dc
 def train(
     out, # Model folder
     shards, # Paths of the training shards
@@ -89,6 +90,7 @@ def train(
     _drop_checkpoints(out)
     return load_clip(out, device), losses
 
+# %% ../nbs/40_train_clip.ipynb #897ea155
 def _fit(clip, shards, seed, workers, start, arch, device, **kw): # Train on shards, kept in memory if they are small
     index = read_index(shards)
     images = Shards(index, clip.image_px)
@@ -250,6 +252,7 @@ def shards_of(
     if not found: raise PathgenError(f"{folder}: no shards {split}-*.tar; run the stage {pairs} first")
     return found
 
+# %% ../nbs/40_train_clip.ipynb #c8b999f1
 def run_train_clip(data, seed, device, workers, processes, name, pairs, start, arch, epochs, batch, lr, wd, warmup, tile_px, tiles):
     "The whole stage: shards → data/models/NAME and its metrics."
     out = Path(data)/"models"/name

@@ -6,6 +6,7 @@ from conftest import ROOT
 from pathgen import standins
 from pathgen.core import PathgenError
 from pathgen.paint import MALIGNANT
+from pathgen.sets import read_set
 from pathgen.standins import RECIPES, draw_case, paint_image, paint_numbered, run_standins
 
 ALL = list(RECIPES)
@@ -162,9 +163,8 @@ def test_a_label_that_cannot_be_shown_is_an_error_not_a_lie(monkeypatch):
 
 @pytest.mark.parametrize("name", ["lc_lung", "lc_colon", "crc100k", "skincancer", "pcam", "bach", "osteo", "wsss4luad", "sicapv2"])
 def test_the_loaders_of_the_real_sets_read_them(painted, name):
-    sets = pytest.importorskip("pathgen.sets")
     folder = "lc25000" if name.startswith("lc_") else name
-    df = sets.read_set(name, painted[0]/folder)
+    df = read_set(name, painted[0]/folder)
     assert df.attrs["standin"] and df.attrs["title"].endswith("(stand-in)")
     known = df[df.group!=""]
     assert (known.groupby("group").split.nunique()==1).all()
