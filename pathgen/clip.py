@@ -6,8 +6,8 @@ Docs: https://pathgen.github.io/pathgen/clip.html.md"""
 
 # %% auto #0
 __all__ = ['CONTEXT', 'TINY', 'MEAN', 'STD', 'CARD', 'count_tokens', 'register', 'square', 'precision', 'normalize', 'Clip',
-           'Files', 'load_images', 'skip_empty', 'build_clip', 'augment', 'Batches', 'fit', 'to_hf', 'probe',
-           'save_clip', 'load_clip']
+           'Files', 'load_images', 'skip_empty', 'weight_hash', 'build_clip', 'join', 'augment', 'crew', 'Batches',
+           'fit', 'has_hf', 'to_hf', 'from_hf', 'save_hf', 'probe', 'save_clip', 'load_clip']
 
 # %% ../nbs/04_clip.ipynb #03e734e1
 from pathlib import Path
@@ -39,13 +39,16 @@ TINY = dict(embed_dim=256,
     vision_cfg=dict(image_size=112, layers=4, width=192, head_width=64, patch_size=16),
     text_cfg=dict(context_length=CONTEXT, vocab_size=49408, width=128, heads=2, layers=2))
 
-def register():
-    "Make the architecture `tiny` known to open_clip."
+def register(
+    name:str="tiny", # Name of the architecture
+    config:dict=TINY, # Its configuration, as open_clip has it
+):
+    "Make an architecture known to open_clip."
     import open_clip
-    if "tiny" in open_clip.list_models(): return
+    if name in open_clip.list_models(): return
     with tempfile.TemporaryDirectory() as d:
-        (Path(d)/"tiny.json").write_text(json.dumps(TINY))
-        open_clip.add_model_config(Path(d)/"tiny.json")
+        (Path(d)/f"{name}.json").write_text(json.dumps(config))
+        open_clip.add_model_config(Path(d)/f"{name}.json")
 
 # %% ../nbs/04_clip.ipynb #d2b67b2a
 def square(
@@ -98,6 +101,11 @@ class Clip:
     @property
     def scale(self): return float(self.model.logit_scale.detach().exp()) # Of cosines, 1/temperature
 
+    @property
+    def channels(self): # Mean and standard deviation of each channel that the tower was made for, 0 to 1
+        pre = getattr(self.model.visual, "preprocess_cfg", {})
+        return pre.get("mean", MEAN), pre.get("std", STD)
+
     def __repr__(self): return f"Clip({self.name}, {self.image_px} px, {self.dim} numbers, {self.hash})"
 
     def _run(self, items, encode):
@@ -118,10 +126,8 @@ class Clip:
     )->np.ndarray: # float32 (N,dim), rows of length one
         "Encode patches."
         import torch
-        pre = getattr(self.model.visual, "preprocess_cfg", {})
-        ms = pre.get("mean", MEAN), pre.get("std", STD)
         return self._run(images, lambda b: self.model.encode_image(normalize(torch.from_numpy(
-            np.stack([square(o, self.image_px) for o in b])).to(self.device), *ms)))
+            np.stack([square(o, self.image_px) for o in b])).to(self.device), *self.channels)))
 
     def encode_texts(self,
         texts, # List of sentences; of each the first 77 tokens are read
@@ -171,14 +177,24 @@ def skip_empty(
     return model
 
 # %% ../nbs/04_clip.ipynb #10996e69
+def weight_hash(
+    model, # Any torch module on the CPU
+)->str: # 12 hexadecimal digits
+    "A name for the weights of a model."
+    import hashlib
+    h = hashlib.sha256()
+    for k,v in sorted(model.state_dict().items()): h.update(k.encode()+v.float().numpy().tobytes())
+    return h.hexdigest()[:12]
+
 def build_clip(
-    arch:str="tiny", # Name of an architecture in open_clip, or tiny
+    arch:str="tiny", # Name of an architecture in open_clip, tiny, or VISION+TEXT as in `join`
     seed:int=0, # Of the random weights
     device:str="auto", # auto, cpu, cuda
 )->Clip:
     "Build an untrained CLIP."
     import open_clip, torch
     register()
+    if "+" in arch: return join(arch, False, seed, device)
     if (cfg := open_clip.get_model_config(arch)) is None:
         raise PathgenError(f"architecture '{arch}' is unknown to open_clip: tiny, ViT-B-16, ViT-L-14-336, ... (open_clip.list_models())")
     with torch.random.fork_rng(devices=[]):
@@ -188,6 +204,34 @@ def build_clip(
         finally: logging.disable(logging.NOTSET)
     device = pick_device(device)
     return Clip(model.to(device), open_clip.get_tokenizer(arch), cfg, arch, digest(cfg, seed), device)
+
+# %% ../nbs/04_clip.ipynb #1a87241d
+def join(
+    towers:str, # VISION+TEXT: timm's name (or local-dir:FOLDER) and transformers' name (or folder)
+    pretrained:bool=True, # With their weights, or random ones
+    seed:int=0, # Of what is random: the projections, and all else if not pretrained
+    device:str="auto", # auto, cpu, cuda
+    dim:int=512, # Numbers of a vector
+)->Clip:
+    "Join a vision tower to a text encoder."
+    import open_clip, timm, torch
+    vision,_,text = towers.partition("+")
+    try:
+        with torch.device("meta"): see = timm.create_model(vision).pretrained_cfg
+        cfg = dict(embed_dim=dim,
+            vision_cfg=dict(timm_model_name=vision, timm_pool="", timm_proj="linear", image_size=see["input_size"][-1]),
+            text_cfg=dict(hf_model_name=text, hf_tokenizer_name=text, hf_proj_type="mlp", hf_pooler_type="cls_pooler", context_length=CONTEXT))
+        name = f"joined-{digest(towers, dim)}"
+        register(name, cfg)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = open_clip.create_model(name, pretrained_image=pretrained, pretrained_text=pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError, KeyError) as e:
+        raise PathgenError(f"{towers}: cannot be joined here; name a tower of timm and a text encoder of transformers, or folders that hold them ({one_line(e)[:120]})") from e
+    model.visual.preprocess_cfg |= dict(mean=see["mean"], std=see["std"])
+    device = pick_device(device)
+    return Clip(model.to(device), tokenizer, cfg, towers, digest(cfg, seed, pretrained, weight_hash(model)), device)
 
 # %% ../nbs/04_clip.ipynb #d635761d
 def augment(
@@ -211,6 +255,11 @@ def augment(
     return light.log_().mul_(torch.from_numpy(g.astype(np.float32)).to(d)).exp_()*256-1
 
 # %% ../nbs/04_clip.ipynb #f2d0843b
+def crew()->tuple: # Number of this process, and how many train together
+    "Who trains: (0, 1) unless `torch.distributed` was started."
+    import torch.distributed as dist
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
 class Batches:
     "Batches of pairs in the form that open_clip's trainer takes, in an order set by seed and epoch."
     def __init__(self,
@@ -224,6 +273,8 @@ class Batches:
     ):
         import torch
         self.clip,self.images,self.batch,self.seed,self.workers,self.desc = clip,images,min(batch,len(texts)),seed,workers,desc
+        self.rank,self.world = crew()
+        if self.batch % self.world: raise PathgenError(f"{self.batch} pairs a step (batch) cannot be shared by {self.world} processes evenly: take a multiple")
         self.tokens = torch.cat([clip.tokenizer(list(texts[i:i+4096])).int() for i in range(0, len(texts), 4096)])
         self.num_batches = len(texts)//self.batch
         self.num_samples,self.dataloader,self.epoch = self.num_batches*self.batch, self, 0
@@ -237,11 +288,13 @@ class Batches:
 
     def __iter__(self):
         g = rng(self.seed, "order", self.epoch)
-        order = g.permutation(len(self.tokens))[:self.num_samples].reshape(-1, self.batch)
+        order = g.permutation(len(self.tokens))[:self.num_samples].reshape(-1, self.batch)[:,self.rank::self.world]
+        if self.rank: g = rng(self.seed, "order", self.epoch, self.rank)
         steps = zip(order, self._images(order))
-        for o,x in progress(steps, f"{self.desc} epoch {self.epoch+1}", self.num_batches):
+        if not self.rank: steps = progress(steps, f"{self.desc} epoch {self.epoch+1}", self.num_batches)
+        for o,x in steps:
             x = augment(x.to(self.clip.device, non_blocking=True), g)
-            yield normalize(x), self.tokens[o].long()
+            yield normalize(x, *self.clip.channels), self.tokens[o].long()
 
 # %% ../nbs/04_clip.ipynb #3739cdb6
 def _loss(clip, losses):
@@ -253,7 +306,8 @@ def _loss(clip, losses):
             if len(losses) > 1 and not losses[-2].isfinite(): raise PathgenError(
                 f"{clip.name}: the loss is no longer a number at step {len(losses)-1}: lower the learning rate (lr)")
             return out
-    return Watched()
+    rank,world = crew()
+    return Watched(rank=rank, world_size=world, gather_with_grad=world > 1)
 
 def _optimizer(model, lr, wd):
     import torch
@@ -267,8 +321,13 @@ def _optimizer(model, lr, wd):
 def _args(clip, batches, prec):
     from types import SimpleNamespace
     return SimpleNamespace(device=clip.device, precision=prec, distill=False, accum_freq=1, skip_scheduler=False,
-        horovod=False, grad_clip_norm=1., batch_size=batches.batch, world_size=1, rank=0, local_rank=0, wandb=False,
-        log_every_n_steps=10**9, save_logs=False, distributed=False)
+        horovod=False, grad_clip_norm=1., batch_size=batches.batch, world_size=batches.world, rank=batches.rank, local_rank=batches.rank,
+        wandb=False, log_every_n_steps=10**9, save_logs=False, distributed=batches.world > 1)
+
+def _together(clip, world): # The model as the trainer sees it
+    import torch
+    if world == 1: return clip.model
+    return torch.nn.parallel.DistributedDataParallel(clip.model, device_ids=[clip.device] if clip.device.startswith("cuda") else None)
 
 def fit(
     clip:Clip, # Model to train, changed in place
@@ -297,11 +356,11 @@ def fit(
     sched = cosine_lr(opt, lr, min(warmup, steps//4), steps)
     state = dict(model=model, opt=opt)
     start = _resume(checkpoint, state, losses)
-    model.output_dict = True
+    model.output_dict,crewed = True, _together(clip, bs.world)
     for e in range(start, epochs):
         with _attention(clip.device):
-            train_one_epoch(model, dict(train=bs), _loss(clip, losses), e, opt, scaler, sched, None, _args(clip, bs, prec))
-        if checkpoint: _keep(checkpoint, state, losses, e+1)
+            train_one_epoch(crewed, dict(train=bs), _loss(clip, losses), e, opt, scaler, sched, None, _args(clip, bs, prec))
+        if checkpoint and not bs.rank: _keep(checkpoint, state, losses, e+1)
     model.eval()
     return np.array([float(l) for l in losses])
 
@@ -347,6 +406,14 @@ def _renamed(sd, v, t): # All weights of a plain CLIP, as `transformers` names t
     return out
 
 # %% ../nbs/04_clip.ipynb #60ec70e7
+def _from_hf_config(c): # Configuration of open_clip for a CLIPConfig
+    v,t = c.vision_config, c.text_config
+    return dict(embed_dim=c.projection_dim, quick_gelu=v.hidden_act == "quick_gelu",
+        vision_cfg=dict(image_size=v.image_size, layers=v.num_hidden_layers, width=v.hidden_size, patch_size=v.patch_size,
+            head_width=v.hidden_size//v.num_attention_heads, mlp_ratio=v.intermediate_size/v.hidden_size),
+        text_cfg=dict(context_length=t.max_position_embeddings, vocab_size=t.vocab_size, width=t.hidden_size,
+            heads=t.num_attention_heads, layers=t.num_hidden_layers))
+
 def _hf_config(c):
     from transformers import CLIPConfig
     v, t = c["vision_cfg"], c["text_cfg"]
@@ -357,18 +424,59 @@ def _hf_config(c):
                                        bos_token_id=t["vocab_size"]-2, eos_token_id=t["vocab_size"]-1, pad_token_id=0)
     return CLIPConfig(vision_config=vision, text_config=text, projection_dim=c["embed_dim"])
 
+def has_hf(
+    clip:Clip, # Any model
+)->bool:
+    "Whether `transformers` has a form for it: a plain CLIP with a ViT."
+    import open_clip
+    return type(clip.model) is open_clip.CLIP and hasattr(clip.model.visual, "class_embedding")
+
 def to_hf(
     clip:Clip, # A plain CLIP with a ViT: no ConvNeXt, no text tower of another library
 ): # -> transformers.CLIPModel on the CPU, float32
     "The same model as `transformers` has it."
-    import open_clip
     from transformers import CLIPModel
-    if type(clip.model) is not open_clip.CLIP or not hasattr(clip.model.visual, "class_embedding"):
+    if not has_hf(clip):
         raise PathgenError(f"{clip.name}: only a plain CLIP with a ViT has a form in transformers' CLIPModel; take tiny, ViT-B-16, ViT-L-14-336, ...")
     sd = {k:v.detach().float().cpu() for k,v in clip.model.state_dict().items()}
     model = CLIPModel(_hf_config(clip.config)).eval()
     model.load_state_dict(_renamed(sd, clip.config["vision_cfg"], clip.config["text_cfg"]))
     return model
+
+# %% ../nbs/04_clip.ipynb #97759af9
+def from_hf(
+    name:str, # Folder or name of a transformers CLIPModel
+    device:str="auto", # auto, cpu, cuda
+)->Clip:
+    "Load a `CLIPModel` of `transformers` as open_clip has it."
+    import open_clip, torch
+    from transformers import AutoImageProcessor, CLIPModel
+    try: hf,pre = CLIPModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name, use_fast=False)
+    except (OSError, ValueError, KeyError) as e: raise PathgenError(f"hf:{name}: not a CLIPModel that can be had here; download it and give its folder ({one_line(e)[:120]})") from e
+    cfg = _from_hf_config(hf.config)
+    if cfg["text_cfg"]["vocab_size"] != 49408: raise PathgenError(f"hf:{name}: has a vocabulary of its own; only CLIP's tokenizer is known here")
+    model = open_clip.CLIP(**cfg)
+    into = _renamed(model.state_dict(), cfg["vision_cfg"], cfg["text_cfg"])
+    for k,v in hf.state_dict().items():
+        if k in into: into[k].copy_(v)
+    model.visual.preprocess_cfg = dict(mean=pre.image_mean, std=pre.image_std)
+    device, length = pick_device(device), cfg["text_cfg"]["context_length"]
+    return Clip(model.to(device), open_clip.SimpleTokenizer(context_length=length), cfg, f"hf:{name}", weight_hash(model), device)
+
+def save_hf(
+    clip:Clip, # A plain CLIP with a ViT
+    path, # Folder, made if need be
+)->Path: # The folder
+    "Write a model as `transformers` reads it, with image processor and tokenizer."
+    from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
+    path,(mean,std),px,bpe = Path(path), clip.channels, clip.image_px, _bpe()
+    rename = {"<start_of_text>":"<|startoftext|>", "<end_of_text>":"<|endoftext|>"}
+    words = {rename.get(w, w):i for w,i in bpe.encoder.items()}
+    tok = CLIPTokenizer(vocab=words, merges=list(bpe.bpe_ranks), model_max_length=clip.config["text_cfg"]["context_length"])
+    im = CLIPImageProcessor(size=dict(shortest_edge=px), crop_size=dict(height=px, width=px), image_mean=list(mean), image_std=list(std))
+    to_hf(clip).save_pretrained(path)
+    CLIPProcessor(im, tok).save_pretrained(path)
+    return path
 
 # %% ../nbs/04_clip.ipynb #cd9c7093
 def probe(
@@ -411,7 +519,8 @@ def save_clip(
     from safetensors.torch import save_file
     path = Path(path); path.mkdir(parents=True, exist_ok=True)
     sd = {k:v.detach().float().cpu().contiguous() for k,v in sorted(clip.model.state_dict().items())}
-    pre = dict(mean=list(MEAN), std=list(STD), interpolation="bicubic", resize_mode="shortest")
+    mean,std = clip.channels
+    pre = dict(mean=list(mean), std=list(std), interpolation="bicubic", resize_mode="shortest")
     with atomic(path/"open_clip_model.safetensors") as p: save_file(sd, str(p), metadata=dict(format="pt"))
     write_json(dict(model_cfg=clip.config, preprocess_cfg=pre, arch=clip.name, probe=probe(clip)),
         path/"open_clip_config.json")
@@ -442,7 +551,7 @@ def _create(arch, name, weights=None):
 
 # %% ../nbs/04_clip.ipynb #b6edf9fb
 def load_clip(
-    path_or_name:str, # Folder, hf-hub:NAME, ARCHITECTURE:weights, or ARCHITECTURE
+    path_or_name:str, # Folder, hf-hub:NAME, hf:NAME, ARCHITECTURE:weights, VISION+TEXT, or ARCHITECTURE
     device:str="auto", # auto, cpu, cuda
 )->Clip:
     "Load a CLIP and refuse one that does not fit its weights."
@@ -451,6 +560,8 @@ def load_clip(
     name = str(path_or_name)
     arch,_,weights = name.partition(":")
     if Path(name).is_dir(): return _load_dir(Path(name), device)
+    if arch == "hf": return from_hf(weights, device)
+    if "+" in name: return join(name, True, device=device)
     if name.endswith((".pt",".pth",".bin",".safetensors")) and arch not in open_clip.list_models():
         raise PathgenError(f"{name}: bare weights do not tell their architecture: write ARCHITECTURE:{name}, e.g. ViT-B-16:{name}")
     if arch in ("hf-hub","local-dir"): arch,weights = name,None
@@ -462,12 +573,8 @@ def load_clip(
 
 # %% ../nbs/04_clip.ipynb #2d0d6322
 def _finish(model, arch, name, device, hash=None):
-    import open_clip, hashlib
-    if not hash:
-        h = hashlib.sha256()
-        for k,v in sorted(model.state_dict().items()): h.update(k.encode()+v.float().numpy().tobytes())
-        hash = h.hexdigest()[:12]
-    device = pick_device(device)
+    import open_clip
+    hash, device = hash or weight_hash(model), pick_device(device)
     cfg = open_clip.get_model_config(arch)
     return Clip(model.to(device), open_clip.get_tokenizer(arch), cfg, name, hash, device)
 

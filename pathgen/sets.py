@@ -303,11 +303,10 @@ def colour_histogram(
     images, # uint8 (N,px,px,3)
 )->np.ndarray: # float32 (N,512), rows that sum to one
     "Share of an image's pixels in each of 8 x 8 x 8 bins of red, green and blue."
-    images = np.asarray(images)
-    at = (images>>5).astype(np.int32) @ np.array([64,8,1], np.int32)
-    n, pixels = len(at), at[0].size if len(at) else 1
-    counts = np.bincount((at.reshape(n,-1) + 512*np.arange(n)[:,None]).ravel(), minlength=512*n)
-    return (counts.reshape(n,512)/pixels).astype(np.float32)
+    r,g,b = np.moveaxis(np.asarray(images)>>5, -1, 0).astype(np.int64)
+    n,h,w = r.shape
+    at = 64*r + 8*g + b + 512*np.arange(n)[:,None,None]
+    return (np.bincount(at.ravel(), minlength=512*n).reshape(n,512)/(h*w)).astype(np.float32)
 
 # %% ../nbs/08_sets.ipynb #bbe01d1c
 _TEXTS = ("label","split","group","path")
@@ -326,6 +325,7 @@ def write_features(
     model:str, # Short name of the model, such as clip_init or histogram
     df:pd.DataFrame, # From `read_set`, rows that could be read
     features:np.ndarray, # float32 (N,D)
+    unreadable:list=(), # [path, item, reason] of images that have none
     **attributes, # More to keep, such as the model's hash
 )->Path:
     "Write the features of a set, atomically."
@@ -335,6 +335,7 @@ def write_features(
     about = dict(set=a["name"], title=a["title"], standin=a["standin"], classes=json.dumps(a["classes"]), model=model, colour="rgb")
     with atomic(path) as tmp, h5py.File(tmp, "w") as f:
         f["features"], f["item"] = np.asarray(features, np.float32), df["item"].to_numpy(np.int64)
+        f["unreadable"] = json.dumps(list(unreadable))
         for k in _TEXTS: f.create_dataset(k, data=df[k].tolist(), dtype=h5py.string_dtype())
         f.attrs.update(about | attributes)
     return path

@@ -1,12 +1,12 @@
 "The stage on small shards: killed and run again, run twice, and fed with what is broken."
-import io, json
+import io, json, shutil
 import numpy as np, pandas as pd, pytest, webdataset as wds
 from PIL import Image
 from pathgen import clip as C, train_clip as T
 from pathgen.core import PathgenError, file_digest
 
 SAY = ["large pale vacuoles", "small dark nuclei"]
-KW = dict(seed=0, device="cpu", workers=0, name="m", pairs=["init"], start=None, arch="tiny", epochs=2, batch=8, lr=5e-4, wd=.1, warmup=2, tile_px=672, tiles=0)
+KW = dict(seed=0, device="cpu", workers=0, processes=1, name="m", pairs=["init"], start=None, arch="tiny", epochs=2, batch=8, lr=5e-4, wd=.1, warmup=2, tile_px=672, tiles=0)
 
 def shard(path, n, seed):
     g = np.random.default_rng(seed)
@@ -22,7 +22,7 @@ def root(tmp_path):
     shard(tmp_path/"init/shards/val-000000.tar", 12, 9)
     return tmp_path
 
-def model_files(root): return {p.name: file_digest(p) for p in sorted((root/"models/m").iterdir())}
+def model_files(root): return {p.name: file_digest(p) for p in sorted((root/"models/m").rglob("*")) if p.is_file()}
 
 def test_the_stage_leaves_a_model_that_open_clip_loads(root):
     r = T.run_train_clip(root, **KW)
@@ -44,7 +44,7 @@ def test_a_second_run_trains_nothing_and_writes_the_same_bytes(root, monkeypatch
 def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
     T.run_train_clip(root, **KW)
     want = model_files(root)
-    for p in (root/"models/m").iterdir(): p.unlink()
+    shutil.rmtree(root/"models/m")
     rest = C.Batches.set_epoch
     def stop(self, epoch):
         if epoch: raise KeyboardInterrupt
@@ -102,3 +102,48 @@ def test_precision_at_needs_only_the_classes_there_are():
     e = clip.encode_images(np.zeros((4,112,112,3), np.uint8))
     p = T.precision_at(clip, e, ["adipose"]*4, 2)
     assert list(p.index) == ["adipose"] and p.iloc[0] == 1
+
+TOGETHER = """
+from pathgen import clip as C
+C.augment, C.precision = (lambda x, g: x.float()), (lambda d: 'fp32')
+from pathgen.train_clip import crew_member
+crew_member('job.json')
+"""
+
+def test_two_processes_do_the_arithmetic_of_one(root, monkeypatch):
+    monkeypatch.setattr(C, "augment", lambda x, g: x.float())
+    monkeypatch.setattr(C, "precision", lambda d: "fp32")
+    one = T.run_train_clip(root, **(KW | dict(name="one")))
+    real = T.subprocess.run
+    monkeypatch.setattr(T.subprocess, "run", lambda cmd, **k: real([*cmd[:-1], TOGETHER], **k))
+    two = T.run_train_clip(root, **(KW | dict(name="two", processes=2)))
+    assert np.allclose(one["losses"], two["losses"], atol=2e-3)
+    texts = ["small dark nuclei", "mucin"]
+    assert (one["clip"].encode_texts(texts)*two["clip"].encode_texts(texts)).sum(1).min() > .9995
+
+def test_what_stops_one_of_several_processes_is_said_in_one_line(root):
+    with pytest.raises(PathgenError) as e: T.run_train_clip(root, **(KW | dict(processes=3)))
+    assert "cannot be shared by 3 processes" in str(e.value) and "\n" not in str(e.value)
+
+def test_shards_lie_in_the_folder_of_pairs_or_in_its_folder_shards(root):
+    (root/"pairs").mkdir()
+    shard(root/"pairs/train-000000.tar", 16, 3); shard(root/"pairs/val-000000.tar", 12, 4)
+    both = T.run_train_clip(root, **(KW | dict(pairs=["init","pairs","pairs"])))
+    assert both["metrics"]["pairs"] == 64 and both["metrics"]["pairs_seen"] == 128
+    with pytest.raises(PathgenError, match="run the stage nowhere first"): T.run_train_clip(root, **(KW | dict(pairs=["nowhere"])))
+
+def test_stage_two_goes_on_from_stage_one_by_name(root):
+    first = T.run_train_clip(root, **KW)["clip"]
+    T.run_train_clip(root, **(KW | dict(name="next", start="m", lr=1e-6)))
+    near = C.load_clip(root/"models/next", "cpu").encode_texts(SAY)*first.encode_texts(SAY)
+    assert near.sum(1).min() > .999
+    with pytest.raises(PathgenError, match="no such model folder"): T.run_train_clip(root, **(KW | dict(start="gone")))
+
+def test_the_form_of_transformers_gives_the_same_vectors(root):
+    T.run_train_clip(root, **KW)
+    ours, theirs = C.load_clip(root/"models/m", "cpu"), C.load_clip(f"hf:{root/'models/m/hf'}", "cpu")
+    ours.precision = theirs.precision = "fp32"
+    assert np.abs(ours.encode_texts(SAY)-theirs.encode_texts(SAY)).max() < 1e-4
+
+def test_a_loss_that_is_no_number_stops_the_stage(root):
+    with pytest.raises(PathgenError, match="lower the learning rate"): T.run_train_clip(root, **(KW | dict(lr=1e9, epochs=6, warmup=0)))
