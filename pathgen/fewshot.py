@@ -7,11 +7,11 @@ Docs: https://pathgen.github.io/pathgen/fewshot.html.md"""
 # %% auto #0
 __all__ = ['COLOURS', 'MEMORY', 'draw', 'batches', 'plan_run', 'plain_probe', 'train_probes', 'score_probes', 'time_probe',
            'three_parts', 'cut_of', 'codes', 'rows_of', 'few_shots', 'leak', 'standardise', 'logistic', 'plot_shots',
-           'summary', 'Pictures', 'fine_tune', 'probe_set', 'tune_one', 'tune_all', 'run_fewshot']
+           'summary', 'Pictures', 'fine_tune', 'probe_set', 'source', 'tune_one', 'tune_all', 'run_fewshot']
 
 # %% ../nbs/51_fewshot.ipynb #7e9fb1f5
 from pathlib import Path
-import contextlib, functools, time
+import contextlib, functools, re, time
 import numpy as np, pandas as pd
 from .core import (PathgenError, each, file_digest, need, pick_device, progress, read_table, rng,
     write_metrics, write_table)
@@ -450,8 +450,17 @@ def probe_set(
 # %% ../nbs/51_fewshot.ipynb #e223fefc
 MEMORY = 4e9 # Bytes of images that are kept decoded
 
+def source(
+    model:str, # NAME or LABEL=NAME, as in the stage zeroshot
+    data, # Root of everything produced
+)->tuple: # Label, and what `load_clip` takes
+    "A folder under data/models, or any other model under a label of its own."
+    label,_,name = model.rpartition("=")
+    if re.search(r"[/:+]", name): return label or re.sub(r"[^\w.-]+", "-", name), name
+    return label or name, str(need(Path(data)/"models"/name))
+
 def tune_one(
-    item, # Set and model
+    item, # Set, label of the model, what `load_clip` takes
     path, # Table to write
     data, # Root of everything produced
     like:str, # Model whose file of features lists the images
@@ -462,9 +471,9 @@ def tune_one(
     **kw, # epochs, batch, lr, head_lr of `fine_tune`
 ):
     "Fine-tune one model on one set."
-    name,model = item
+    name,model,weights = item
     df = three_parts(read_features(data, like, name)[0], seed, val_share, test_share)
-    rows,clip = rows_of(df), load_clip(need(Path(data)/"models"/model), device)
+    rows,clip = rows_of(df), load_clip(weights, device)
     images = Pictures(df, clip.image_px)
     if len(df)*clip.image_px**2*3 < MEMORY: images = images[np.arange(len(df))]
     out = fine_tune(clip, images, codes(df), rows, seed=seed, desc=f"{model} on {name}", **kw)
@@ -474,17 +483,17 @@ def tune_one(
 def tune_all(
     data, # Root of everything produced
     sets, # Names of sets
-    models, # Folders of data/models
+    models, # Models, NAME or LABEL=NAME
     like:str, # Model whose files of features list the images
     **kw, # seed, device, val_share, test_share, epochs, batch, lr, head_lr
 )->pd.DataFrame: # A row a set and model; empty if there is none
     "Fine-tune every model on every set."
     columns = ["model","set","title","cut","accuracy","balanced","val","epoch","n_train","n_val","n_test"]
-    items = [(s,m) for s in sets for m in models]
-    weights = {m:file_digest(need(Path(data)/"models"/m)/"open_clip_model.safetensors") for m in models if items}
+    items = [(s,*source(m, data)) for s in sets for m in models]
+    hashes = {w:load_clip(w, "cpu").hash for w in {i[2] for i in items}}
     keys = each(functools.partial(tune_one, data=data, like=like, **kw), items, Path(data)/"eval/finetune",
         key=lambda i: f"{i[0]}.{i[1]}", params={k:v for k,v in kw.items() if k!="device"},
-        inputs=lambda i: [weights[i[1]], file_digest(features_path(data, like, i[0]))],
+        inputs=lambda i: [hashes[i[2]], file_digest(features_path(data, like, i[0]))],
         code=[tune_one, fine_tune, _learner, _learn, _judge, three_parts], max_failed=0, desc="fine-tune")
     rows = [read_table(Path(data)/f"eval/finetune/{k}.parquet", columns) for k in keys]
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
