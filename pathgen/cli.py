@@ -31,7 +31,8 @@ def find_root(
                        "run pathgen inside the project")
 
 # %% ../nbs/90_cli.ipynb #700e4ecb
-SHARED = {"clip_init": "40_train_clip", **{f"{a}_train": "35_train_agent" for a in ("describe","revise","summarize")}}
+SHARED = {s:"40_train_clip" for s in ("clip_init","clip_pathgen","clip","clip_mixed","clip_long")} | {
+    f"{a}_train":"35_train_agent" for a in ("describe","revise","summarize")}
 
 def stages(
     root, # Root of the project
@@ -340,7 +341,7 @@ def run_stage(
     values, data = check_params(stage, params, nb, file), data_dir(params, root)
     check_all(params, root, file)
     kernel_env(root)
-    name = nb.name if nb.stem.endswith(f"_{stage}") else f"{nb.stem}.{stage}.ipynb"
+    name = nb.name if nb.stem.partition("_")[2] == stage else f"{nb.stem}.{stage}.ipynb"
     with writing(data):
         (data/".locks").mkdir(parents=True, exist_ok=True)
         with alone(data/".locks"/stage, f"stage {stage} of {os.path.relpath(data)}"):

@@ -203,7 +203,14 @@ def build_clip(
         try: model = open_clip.create_model(arch, load_weights=False, pretrained_text=False)
         finally: logging.disable(logging.NOTSET)
     device = pick_device(device)
-    return Clip(model.to(device), open_clip.get_tokenizer(arch), cfg, arch, digest(cfg, seed), device)
+    return Clip(model.to(device), _tokenizer(arch), cfg, arch, digest(cfg, seed), device)
+
+def _tokenizer(arch):
+    import open_clip
+    try: return open_clip.get_tokenizer(arch)
+    except (OSError, ValueError) as e:
+        name = open_clip.get_model_config(arch)["text_cfg"].get("hf_tokenizer_name")
+        raise PathgenError(f"{arch} reads words with the tokenizer {name}, which is not on this machine: fetch it (huggingface-cli download {name}) first") from e
 
 # %% ../nbs/04_clip.ipynb #1a87241d
 def join(
@@ -427,9 +434,9 @@ def _hf_config(c):
 def has_hf(
     clip:Clip, # Any model
 )->bool:
-    "Whether `transformers` has a form for it: a plain CLIP with a ViT."
-    import open_clip
-    return type(clip.model) is open_clip.CLIP and hasattr(clip.model.visual, "class_embedding")
+    "Whether `transformers` has a form for it: a plain CLIP with a ViT, read out at the class token and at the end of the text."
+    plain = dict(vision_cfg={"image_size","layers","width","head_width","patch_size","mlp_ratio"}, text_cfg={"context_length","vocab_size","width","heads","layers"})
+    return all(set(clip.config[k]) <= known for k,known in plain.items())
 
 def to_hf(
     clip:Clip, # A plain CLIP with a ViT: no ConvNeXt, no text tower of another library
@@ -524,6 +531,7 @@ def save_clip(
     with atomic(path/"open_clip_model.safetensors") as p: save_file(sd, str(p), metadata=dict(format="pt"))
     write_json(dict(model_cfg=clip.config, preprocess_cfg=pre, arch=clip.name, probe=probe(clip)),
         path/"open_clip_config.json")
+    if hasattr(clip.tokenizer, "tokenizer"): clip.tokenizer.tokenizer.save_pretrained(path)
     write_text(CARD.format(name=path.name, text=text), path/"README.md")
     return path
 
@@ -576,7 +584,7 @@ def _finish(model, arch, name, device, hash=None):
     import open_clip
     hash, device = hash or weight_hash(model), pick_device(device)
     cfg = open_clip.get_model_config(arch)
-    return Clip(model.to(device), open_clip.get_tokenizer(arch), cfg, name, hash, device)
+    return Clip(model.to(device), _tokenizer(arch), cfg, name, hash, device)
 
 def _load_dir(path, device):
     cfg = path/"open_clip_config.json"

@@ -9,8 +9,9 @@ __all__ = ['LLAVAS', 'GOALS', 'take_turns', 'times_faster', 'grid', 'read_pathge
            'read_openslide', 'read_tiffslide', 'read_cucim', 'read_cucim_batches', 'decode_tiles', 'readers',
            'time_reading', 'scattered', 'time_processes', 'read_part', 'time_slow_storage', 'reduction_cosine',
            'time_embedding', 'timeline', 'show_timeline', 'encoder_rate', 'matrix_peak', 'large_slide', 'fill_ellipse',
-           'apart', 'tile_large', 'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection', 'time_answers',
-           'random_llava', 'answer_rate', 'start_and_run', 'time_large', 'speed_numbers', 'goals_met', 'run_speed']
+           'apart', 'tile_large', 'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection', 'train_open_clip',
+           'time_training', 'training_rate', 'time_answers', 'random_llava', 'answer_rate', 'start_and_run',
+           'time_large', 'speed_numbers', 'goals_met', 'run_speed']
 
 # %% ../nbs/80_speed.ipynb #a291a2d3
 import functools, time
@@ -398,6 +399,71 @@ def time_selection(
     once = take_turns({"scikit-learn":theirs}, rounds=1, warm=0)
     return take_turns({"pathgen":ours}, rounds).assign(**once.iloc[0])
 
+# %% ../nbs/80_speed.ipynb #d0c120f8
+def train_open_clip(
+    shards, # Paths
+    n:int, # Pairs they hold
+    batch:int, # Pairs a step
+    workers:int, # Processes that read
+    device:str="cpu", # cpu, cuda
+    arch:str="tiny", # Architecture
+)->int: # Pairs trained on
+    "An epoch of open_clip's trainer on its own reader of shards."
+    import open_clip
+    from types import SimpleNamespace
+    from open_clip_train.data import get_wds_dataset
+    from open_clip_train.scheduler import cosine_lr
+    from open_clip_train.train import train_one_epoch
+    from pathgen.clip import precision, register
+    register()
+    model, see, _ = open_clip.create_model_and_transforms(arch, device=device, output_dict=True)
+    args = SimpleNamespace(train_data="::".join(map(str, shards)), train_num_samples=n, train_data_upsampling_factors=None, dataset_resampled=False, seed=0, batch_size=batch,
+        workers=min(workers, len(shards)), world_size=1, rank=0, local_rank=0, device=device, precision=precision(device), distill=False, accum_freq=1, skip_scheduler=False, horovod=False,
+        grad_clip_norm=1., wandb=False, log_every_n_steps=10**9, save_logs=False, distributed=False)
+    read = get_wds_dataset(args, see, True, tokenizer=open_clip.get_tokenizer(arch))
+    import torch
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(.9,.98), eps=1e-6, weight_decay=.1)
+    train_one_epoch(model, dict(train=read), open_clip.ClipLoss(), 0, opt, None, cosine_lr(opt, 1e-3, 4, read.dataloader.num_batches), None, args)
+    return read.dataloader.num_samples
+
+def time_training(
+    shards, # Paths
+    batch:int=64, # Pairs a step
+    rounds:int=3, # Counted rounds
+    threads:int=2, # Processes that read
+    device:str="cpu", # cpu, cuda
+)->pd.DataFrame: # Seconds a pair; columns pathgen, open_clip, loading (what a step of pathgen waits for its batch)
+    "An epoch of training from the bytes of shards, and what of it is waiting for data once the images are kept."
+    from pathgen.clip import Batches, build_clip, fit
+    from pathgen.train_clip import Shards, read_index
+    index, clip, seen = read_index(shards), build_clip("tiny", device=device), {}
+    read = lambda: np.stack(Shards(index, clip.image_px, threads)[:len(index)])
+    kept, texts = read(), list(index.text)
+    def ours(): seen["pathgen"] = len(fit(build_clip("tiny", device=device), read(), texts, batch=batch))*batch
+    def theirs(): seen["open_clip"] = train_open_clip(shards, len(index), batch, threads, device)
+    def loading(): seen["loading"] = sum(len(x) for x,_ in Batches(clip, kept, texts, batch))
+    t = take_turns(dict(pathgen=ours, open_clip=theirs, loading=loading), rounds)
+    return t/pd.Series(seen)
+
+# %% ../nbs/80_speed.ipynb #92f67a78
+def training_rate(
+    arch:str, # open_clip's name
+    device:str="auto", # Where it runs
+    batch:int=256, # Pairs a step
+    steps:int=8, # Steps that are timed
+)->dict: # trained_per_second, training_share_of_peak
+    "Pairs a second that a CLIP of random weights trains on, and the share of the device's matrix peak that this is."
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from pathgen.clip import build_clip, fit
+    device = pick_device(device)
+    clip, g = build_clip(arch, 0, device), np.random.default_rng(0)
+    ims = g.integers(0, 256, (batch, clip.image_px, clip.image_px, 3), np.uint8)
+    texts = ["moderately differentiated adenocarcinoma with cribriform glands and necrosis in a desmoplastic stroma"]*batch
+    seconds = take_turns(dict(train=lambda: fit(clip, ims, texts, epochs=steps, batch=batch, lr=1e-5)), rounds=2).train.median()/steps
+    with FlopCounterMode(display=False) as count: fit(clip, ims, texts, epochs=1, batch=batch, lr=1e-5)
+    return dict(trained_per_second=batch/seconds, training_share_of_peak=count.get_total_flops()/seconds/matrix_peak(device))
+
 # %% ../nbs/80_speed.ipynb #acb7f96e
 def time_answers(
     agent:str, # Folder of a describe agent
@@ -504,10 +570,12 @@ def speed_numbers(
     return m | dict(every_pixel_vs_turbo=like, processes_vs_openslide=ratio("processes", "OpenSlide"), patches_a_second=t["reading"].attrs["patches"]/t["reading"].pathgen.median(),
         reduction_cosine_min=t["cosine"].min(), embed_vs_encoding=times_faster(t["embedding"], "slide to features", "encoding"),
         select_seconds=t["selection"].pathgen.median(), select_vs_sklearn=ratio("selection", "scikit-learn"),
-        answers_vs_single=ratio("answers", "single"), answers_a_second=t["answers"].attrs["answers"]/t["answers"].pathgen.median(),
+        train_vs_open_clip=ratio("training", "open_clip"), train_loading=t["training"].loading.median()/t["training"].pathgen.median(),
+        trained_a_second=1/t["training"].pathgen.median(), answers_vs_single=ratio("answers", "single"), answers_a_second=t["answers"].attrs["answers"]/t["answers"].pathgen.median(),
         startup_slowest=t["stages"].startup.max())
 
 GOALS = dict(vs_openslide=(4, 1), vs_cucim=(1, 1), every_pixel_vs_turbo=(.85, 1), embed_vs_encoding=(.8, 1), select_vs_sklearn=(4, 1), answers_vs_single=(8, 1),
+    train_vs_open_clip=(.95, 1), train_loading=(.05, -1),
     select_seconds=(1.5, -1), large_tile_gb=(2, -1), large_embed_gb=(2, -1), startup_slowest=(4, -1)) # Goal; 1 at least, -1 at most
 
 def goals_met(
@@ -518,7 +586,7 @@ def goals_met(
     return pd.DataFrame.from_dict(rows, orient="index", columns=["goal","reached","met"])
 
 # %% ../nbs/80_speed.ipynb #69eb261c
-def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, select_patches, select_dim, large_px, archs, llavas):
+def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, select_patches, select_dim, train_shards, large_px, archs, llavas):
     "The whole page: slides, features, selection, stages -> `metrics/speed.json`."
     import tempfile
     from pathgen.clip import load_clip
@@ -530,7 +598,8 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
         scattered=time_reading(path, px, out_px, scattered(path, px, patches//2), threads, rounds), stages=start_and_run(data),
         processes=time_processes(path, px, out_px, coords, threads, rounds), cosine=reduction_cosine(path, clip, px, out_px, coords),
         embedding=time_embedding(path, model, px, patches, threads, rounds, device), timeline=timeline(path, clip, px, coords, 32, threads),
-        selection=time_selection(select_patches, select_dim, rounds), encoders={a:encoder_rate(a, device) for a in archs} | {f"llava_{n}":answer_rate(n, device) for n in llavas}, large={},
+        selection=time_selection(select_patches, select_dim, rounds), encoders={a:encoder_rate(a, device) | training_rate(a, device) for a in archs} | {f"llava_{n}":answer_rate(n, device) for n in llavas}, large={},
+        training=time_training(sorted(need(Path(data)/"init/shards").glob("train-*.tar"))[:train_shards], 64, rounds, threads, pick_device(device)),
         answers=time_answers(str(need(Path(data)/"models/describe")), sorted(need(Path(data)/"patches").glob("*/*.jpg"))[:32], rounds, pick_device(device)))
     if large_px:
         with tempfile.TemporaryDirectory() as d: t["large"] = time_large(d, path, *large_px, px, model, device, threads)

@@ -216,9 +216,9 @@ def draw_prompts(
     import matplotlib.pyplot as plt
     titles, models = rows.title.unique(), list(rows.model.unique())
     across = min(3, len(titles)); down = -(-len(titles)//across)
-    fig,axs = plt.subplots(down, across, figsize=(3.2*across, .6+1.9*down), dpi=70, squeeze=False, sharex=True, sharey=True)
+    fig,axs = plt.subplots(down, across, figsize=(3.2*across, .6+1.9*down), dpi=70, squeeze=False, sharey=True)
     for ax in axs.flat[len(titles):]: ax.set_visible(False)
-    for ax,t in zip(axs.flat, titles):
+    for k,(ax,t) in enumerate(zip(axs.flat, titles)):
         one = rows[rows.title==t]
         for i,m in enumerate(models):
             r = one[one.model==m]
@@ -226,7 +226,8 @@ def draw_prompts(
             if len(more): ax.boxplot(more, positions=[i], widths=.6, flierprops=dict(ms=2), medianprops=dict(c="k", lw=.8))
             ax.plot([i]*len(few), few, "o", c="C1", ms=3); ax.plot([i-.38,i+.38], [both, both], c="C0", lw=2)
         ax.axhline(one.chance.iloc[0], ls=":", c="gray"); ax.set_title(t, fontsize=9)
-        ax.set_xticks(range(len(models)), models, rotation=35, ha="right", fontsize=8); ax.set_ylim(0, 1)
+        ax.set_ylim(0, 1)
+        ax.set_xticks(range(len(models)), models if k+across >= len(titles) else [""]*len(models), rotation=35, ha="right", fontsize=8)
     for ax in axs[:,0]: ax.set_ylabel("accuracy")
     fig.tight_layout()
     return fig
@@ -266,8 +267,9 @@ def draw_confusion(
     k = len(shares)
     fig,ax = plt.subplots(figsize=(2+.32*k, 1.6+.3*k), dpi=70)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for i,j in np.argwhere(shares.to_numpy() >= .05): ax.text(j, i, f"{shares.iat[i,j]:.1f}".lstrip("0"), ha="center", va="center", fontsize=6)
-    short = [l.removeprefix("nontumor_skin_").removeprefix("tumor_skin_") for l in shares]
+    for i,j in np.argwhere(shares.to_numpy() >= .05): 
+        ax.text(j, i, f"{shares.iat[i,j]:.1f}".lstrip("0"), ha="center", va="center", fontsize=6, c="w" if shares.iat[i,j] > .6 else "k")
+    short = [l.rpartition("_")[2] if l.count("_") > 2 else l for l in shares]
     ax.set_xticks(range(k), short, rotation=60, ha="right", fontsize=7); ax.set_yticks(range(k), short, fontsize=7)
     ax.set_xlabel("found", fontsize=8); ax.set_ylabel("true", fontsize=8); ax.set_title(title, fontsize=9)
     return fig
@@ -292,7 +294,7 @@ def draw_search(
             ax.imshow(im); ax.set_axis_on(); ax.set_xticks([]); ax.set_yticks([])
             for sp in ax.spines.values(): sp.set_color("green" if l==label else "red"); sp.set_linewidth(2.5)
         row[0].set_title(f"{df.attrs['title']}: {text}", fontsize=7.5, loc="left")
-    fig.tight_layout()
+    fig.subplots_adjust(left=.01, right=.99, bottom=.01, top=1-.3/len(asked), hspace=.25, wspace=.06)
     return fig
 
 # %% ../nbs/50_zeroshot.ipynb #55c1e487
@@ -357,7 +359,7 @@ def run_zeroshot(data, seed, device, workers, models, sets, batch, bootstrap):
     rows, summary = [], []
     for df in tables:
         embed_set(data, df, clips | dict(histogram=Histogram), workers)
-        for l in progress(found, df.attrs["title"]):
+        for l in progress(found, f"{df.attrs['title']}, prompts"):
             if l not in clips: summary.append(dict(model=l, set=df.attrs["name"], title=df.attrs["title"], standin=df.attrs["standin"], error=found[l])); continue
             r, s = grade(clips[l], *read_features(data, l, df.attrs["name"]), bootstrap, seed)
             rows += [dict(model=l) | o for o in r]

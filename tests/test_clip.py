@@ -1,5 +1,6 @@
 "Faults of models and checkpoints, and that a killed training goes on as if nothing had happened."
 import json, pickle
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
 from pathgen import clip as C
@@ -125,3 +126,34 @@ def test_images_read_on_demand_train_as_images_in_memory(tmp_path):
     a,b = C.build_clip(seed=0, device="cpu"), C.build_clip(seed=0, device="cpu")
     kw = dict(epochs=1, batch=8, warmup=1)
     np.testing.assert_allclose(C.fit(a, ims, texts, **kw), C.fit(b, files, texts, **kw), atol=1e-5)
+
+PAPER = ["tiny", "ViT-B-16", "ViT-B-16-quickgelu", "ViT-L-14-336-quickgelu", "ViT-H-14", "convnext_base_w_320", "ViT-L-14-CLIPA-336"]
+
+@pytest.mark.parametrize("arch", PAPER)
+def test_the_architectures_of_the_paper_are_there_by_name(arch):
+    import open_clip, torch
+    C.register()
+    with torch.device("meta"): model = open_clip.create_model(arch, load_weights=False, pretrained_text=False, device="meta")
+    plain = C.has_hf(SimpleNamespace(config=open_clip.get_model_config(arch)))
+    assert model.visual.image_size and plain == (arch not in ("convnext_base_w_320", "ViT-L-14-CLIPA-336"))
+
+def test_a_tokenizer_that_is_not_here_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(PathgenError, match="bert-base-uncased.*fetch it"): C._tokenizer("ViT-L-14-CLIPA-336")
+
+def test_towers_keep_their_weights_when_they_are_joined(tmp_path):
+    import timm, torch
+    from timm.models import save_for_hf
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+    tower = timm.create_model("test_vit"); save_for_hf(tower, tmp_path/"tower", safe_serialization=True)
+    (tmp_path/"words.txt").write_text("\n".join(["[PAD]","[UNK]","[CLS]","[SEP]","[MASK]",*"abcdefghijklmnopqrstuvwxyz"]))
+    BertTokenizerFast(str(tmp_path/"words.txt")).save_pretrained(tmp_path/"bert")
+    bert = BertModel(BertConfig(vocab_size=31, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)); bert.save_pretrained(tmp_path/"bert")
+    clip = C.load_clip(f"local-dir:{tmp_path/'tower'}+{tmp_path/'bert'}", "cpu")
+    mine = dict(clip.model.visual.trunk.named_parameters())
+    assert all(torch.equal(p, mine[n]) for n,p in tower.named_parameters() if n in mine) and len(mine) > 10
+    assert torch.equal(clip.model.text.transformer.encoder.layer[0].output.dense.weight, bert.encoder.layer[0].output.dense.weight)
+    C.save_clip(clip, tmp_path/"joined")
+    back = C.load_clip(tmp_path/"joined", "cpu")
+    assert back.channels[0] == list(clip.channels[0]) or tuple(back.channels[0]) == tuple(clip.channels[0])
+    assert np.allclose(back.encode_texts(["mucin"]), clip.encode_texts(["mucin"]), atol=1e-5)

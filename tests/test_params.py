@@ -88,9 +88,10 @@ def test_params_of_stage(stage):
 @pytest.mark.parametrize('stage', DVC)
 def test_outs_hold_run_and_metrics(stage):
     nb = NOTEBOOKS[stage]
-    name = nb.stem if nb.stem.endswith(f'_{stage}') else f'{nb.stem}.{stage}'
+    name = nb.stem if nb.stem.partition('_')[2]==stage else f'{nb.stem}.{stage}'
     assert f'data/runs/{name}.ipynb' in flat(DVC[stage]['outs'])
-    writes = f'write_metrics("{stage}"' in (ROOT/'pathgen'/f'{stage}.py').read_text() if (ROOT/'pathgen'/f'{stage}.py').exists() else True
+    module = module_of(stage)
+    writes = f'write_metrics("{stage}"' in (ROOT/'pathgen'/f'{module}.py').read_text() if module==stage else True
     assert writes == bool(DVC[stage].get('metrics')), f'{stage} writes metrics and does not say so, or the other way round'
     for m in DVC[stage].get('metrics', []):
         assert isinstance(m, dict) and list(m.values())==[{'cache': False}], f'{m} belongs into git: cache: false'
