@@ -205,7 +205,7 @@ def codes(
     df, # From `sets.read_features`
 )->np.ndarray: # (N,) int
     "Number the classes in the order of the set's own list."
-    return df.label.map({c:i for i,c in enumerate(df.attrs["classes"])}).to_numpy(int)
+    return np.array(df.label.map({c:i for i,c in enumerate(df.attrs["classes"])}), int)
 
 def rows_of(
     df, # From `three_parts`
@@ -249,15 +249,20 @@ def few_shots(
 def leak(
     df, # From `sets.read_features`, a set in one part whose groups are known
     features, # (N,D) float32
-    shots:int, # Shot count
+    shots, # Shot counts, of which the largest is taken that every cut can fill
     val_share:float=.2, # Share for validation
     test_share:float=.3, # Share for testing
-    seed:int=0, # Of cut and draws
+    seed:int=0, # Of cuts and draws
+    cuts:int=5, # Cuts of either kind
     **kw, # seeds, epochs, batch, lr, device of `few_shots`
-)->dict: # Honest accuracy with a cut by group and with a cut by image
-    "The same probes with a clean cut and with one that leaks."
-    cut = lambda d: few_shots(three_parts(d, seed, val_share, test_share), features, [shots], seed=seed, **kw).accuracy.mean()
-    return dict(shots=shots, by_group=cut(df), by_image=cut(df.assign(group="")))
+)->dict: # Honest accuracy with cuts by group and with cuts by image
+    "The same probes with clean cuts and with cuts that leak."
+    ways = dict(by_group=df, by_image=df.assign(group=""))
+    parts = {w:[three_parts(d, seed+i, val_share, test_share) for i in range(cuts)] for w,d in ways.items()}
+    least = min(np.bincount(codes(p)[rows_of(p)[0]]).min() for ps in parts.values() for p in ps)
+    k = max(k for k in shots if k <= max(least, min(shots)))
+    mean = lambda ps: np.mean([few_shots(p, features, [k], seed=seed, **kw).accuracy.mean() for p in ps])
+    return dict(shots=k, **{w:float(mean(ps)) for w,ps in parts.items()})
 
 # %% ../nbs/51_fewshot.ipynb #e55d71e2
 def standardise(
@@ -300,7 +305,7 @@ def plot_shots(
     sets,models,shots = (list(dict.fromkeys(df[c])) for c in ("set","model","shots"))
     shots = sorted(shots)
     tall,wide = -(-len(sets)//columns), min(columns, len(sets))
-    fig,axs = plt.subplots(tall, wide, figsize=(3.4*wide,2.2*tall), dpi=70, squeeze=False, sharex=True)
+    fig,axs = plt.subplots(tall, wide, figsize=(3.4*wide,2.2*tall), dpi=70, squeeze=False)
     for ax in axs.flat[len(sets):]: ax.axis("off")
     for ax,(_,d) in zip(axs.flat, df.groupby("set", sort=False)):
         for i,m in enumerate(models):
@@ -310,7 +315,7 @@ def plot_shots(
                 flierprops=dict(ms=2), boxprops=dict(fc=COLOURS[i%6], lw=.5), label=m)
         ax.axhline(1/d.n_classes.iloc[0], ls=":", c="k", lw=.8)
         ax.set_title(d.title.iloc[0], fontsize=9)
-        ax.set_xticks(range(len(shots)), shots); ax.tick_params(labelsize=7)
+        ax.set_xticks(range(len(shots)), shots); ax.set_xlim(-.6, len(shots)-.4); ax.tick_params(labelsize=7)
     for ax in axs[-1]: ax.set_xlabel("shots", fontsize=8)
     for ax in axs[:,0]: ax.set_ylabel("accuracy", fontsize=8)
     axs[0,0].legend(fontsize=7, loc="lower right")
@@ -446,7 +451,7 @@ def probe_set(
         k = max([k for k in t.shots if k <= 16] or t.shots)
         checks.append(row | dict(shots=k, probe=t.accuracy[t.shots==k].mean(), logistic=logistic(df, x, k, kw["seeds"], seed)))
         if cut_of(df) == "by group" and model != "histogram":
-            leaks.append(row | leak(whole, x, max(t.shots), val_share, test_share, seed, **kw))
+            leaks.append(row | leak(whole, x, shots, val_share, test_share, seed, **kw))
     return pd.concat(runs), checks, leaks
 
 # %% ../nbs/51_fewshot.ipynb #e223fefc
