@@ -6,7 +6,7 @@ from pathgen import clip as C, train_clip as T
 from pathgen.core import PathgenError, file_digest
 
 SAY = ["large pale vacuoles", "small dark nuclei"]
-KW = dict(seed=0, device="cpu", workers=0, processes=1, name="m", pairs=["init"], start=None, arch="tiny", epochs=2, batch=8, lr=5e-4, wd=.1, warmup=2, tile_px=672, tiles=0)
+KW = dict(seed=0, device="cpu", workers=0, processes=1, name="m", pairs=["init"], denied=True, start=None, arch="tiny", epochs=2, batch=8, lr=5e-4, wd=.1, warmup=2, tile_px=672, tiles=0)
 
 def shard(path, n, seed):
     g = np.random.default_rng(seed)
