@@ -243,7 +243,7 @@ def _sicapv2(folder, labels):
         df = df[df[grades].sum(axis=1)==1]
         df = df.assign(label=df[grades].idxmax(axis=1))
         df = df[df.label.isin(labels)]
-        slide = df.image_name.str.partition("_Block_Region")[0]
+        slide = df.image_name.str.extract(r"^(.+)_Block_Region", expand=False).fillna("")
         rows += zip(_all_there([folder/"images"/n for n in df.image_name], sheet), [-1]*len(df), df.label, [part.lower()]*len(df), slide)
     return rows
 
@@ -261,7 +261,7 @@ def read_set(
     if name not in SETS: raise PathgenError(f"{name} is not a set: the sets are {', '.join(SETS)}")
     spec, folder = SETS[name], need(folder)
     stand = folder/"standin.json"
-    made = read_json(stand)["labels"] if stand.is_file() else spec["classes"]
+    made = read_json(stand).get("labels", []) if stand.is_file() else spec["classes"]
     classes = {l:w for l,w in spec["classes"].items() if l in made}
     df = pd.DataFrame(spec["loader"](folder, list(classes)), columns=["path","item","label","split","group"])
     lacks = [l for l in classes if not (df.label==l).any()]
