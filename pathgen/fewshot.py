@@ -101,6 +101,7 @@ def _adamw(w, g, m, v, t, lr, wd): # Step t = 1, 2, ... of AdamW, in place
     v.mul_(.999).addcmul_(g, g, value=.001)
     w.addcdiv_(m, v.sqrt().div_((1-.999**t)**.5).add_(1e-8), value=-lr/(1-.9**t))
 
+# %% ../nbs/51_fewshot.ipynb #8a6be7f9
 def train_probes(
     features, # (N,D) float32
     labels, # (N,) class of each
@@ -220,6 +221,7 @@ def rows_of(
         f"{len(test)} for testing: take more of the set, or raise val_share and test_share")
     return [train, val, test]
 
+# %% ../nbs/51_fewshot.ipynb #743e9af1
 def few_shots(
     df, # From `three_parts`
     features, # (N,D) float32
@@ -327,6 +329,7 @@ def _last(df): # The runs of each set at 128 shots, or at the largest count belo
     some = df[df.shots <= 128] if (df.shots <= 128).any() else df
     return some[some.shots == some.groupby("set").shots.transform("max")]
 
+# %% ../nbs/51_fewshot.ipynb #4a8bb446
 def summary(
     df, # All runs: `few_shots` with model, set and title
 )->dict: # Metrics
@@ -365,6 +368,7 @@ class _Some: # Some of a set's images
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.images[self.rows[i]]
 
+# %% ../nbs/51_fewshot.ipynb #e2cb0391
 def _learner(clip, classes, lr, head_lr, steps): # Linear layer, optimiser, schedule
     import torch
     head = torch.nn.Linear(clip.dim, classes, device=clip.device)
@@ -487,6 +491,7 @@ def tune_one(
     n = dict(zip(("n_train","n_val","n_test"), map(len, rows)))
     write_table(pd.DataFrame([dict(model=model, set=name, title=df.attrs["title"], cut=cut_of(df), **out, **n)]), path)
 
+# %% ../nbs/51_fewshot.ipynb #0f758b2a
 def tune_all(
     data, # Root of everything produced
     sets, # Names of sets
