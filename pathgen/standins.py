@@ -8,7 +8,7 @@ Docs: https://pathgen.github.io/pathgen/standins.html.md"""
 __all__ = ['NORMAL', 'GLANDULAR', 'ONE', 'BESIDE', 'RECIPES', 'PLACES', 'INDEX', 'CODE', 'draw_case', 'vary', 'patch_of',
            'section', 'photograph', 'shown', 'paints', 'recipe', 'mixed', 'centre', 'disc', 'central', 'paint_image',
            'background', 'source_tile', 'turned', 'paint_numbered', 'paint_batch', 'write_xlsx', 'write_h5',
-           'write_index', 'sweep', 'batches', 'run_standins', 'strip']
+           'write_index', 'sweep', 'batches', 'run_standins', 'mosaic']
 
 # %% ../nbs/15_standins.ipynb #9f8c71f2
 import functools, io, json
@@ -206,7 +206,7 @@ def mixed(label, # Key of the recipe's labels
     mask = patch_of(shape, share + (1 - share) * ease * (how["pure"] > 0), rng)
     regions = [(main, own(main), mask)]
     if not mask.all():
-        c = _pick(how["beside"], rng)
+        c = _pick([c for c in how["beside"] if c != main], rng)
         regions.append((c, own(c), ~mask))
     cells = lambda cv: shown(cv, 1, part="epithelium")
     return regions, lambda cv: main not in GLANDULAR or cells(cv) > 0.06
@@ -499,19 +499,20 @@ def run_standins(data, seed, workers, max_failed, sets, train, val, test
     return df.drop(columns="pixels", errors="ignore")
 
 # %% ../nbs/15_standins.ipynb #c56434d6
-def strip(folder, # DATA/standins
-          rows, # Some rows of one label, from `run_standins`
-          px=72 # Height, pixels
-         ) -> np.ndarray: # (px, width, 3) uint8
-    "Some images of a label side by side, as they lie on disk"
-    import h5py
-    ims = []
-    for r in rows.itertuples():
-        root = Path(folder) / r.name
-        if r.name in PLACES: im = Image.open(root / r.file).convert("RGB")
-        else:
-            with h5py.File(root / f"camelyonpatch_level_2_split_{r.part}_x.h5") as f:
-                im = Image.fromarray(f["x"][r.index * 2 + int(r.label)])
+def mosaic(folder, # DATA/standins
+           rows, # Four rows of one label, from `run_standins`
+           px=64 # Side of each, pixels
+          ) -> np.ndarray: # (2 px, 2 px, 3) uint8
+    "Four images of a label, as they lie on disk"
+    out = np.full((4, px, px, 3), 255, np.uint8)
+    for k, r in enumerate(rows.itertuples()):
+        im = _on_disk(Path(folder) / r.name, r)
         square = (0, 0, im.height, im.height)
-        ims.append(np.asarray(im.resize((px, px), Image.LANCZOS, square)))
-    return np.concatenate(ims, 1)
+        out[k] = np.asarray(im.resize((px, px), Image.LANCZOS, square))
+    return out.reshape(2, 2, px, px, 3).swapaxes(1, 2).reshape(2 * px, 2 * px, 3)
+
+def _on_disk(root, r):
+    import h5py
+    if r.name in PLACES: return Image.open(root / r.file).convert("RGB")
+    with h5py.File(root / f"camelyonpatch_level_2_split_{r.part}_x.h5") as f:
+        return Image.fromarray(f["x"][r.index * 2 + int(r.label)])
