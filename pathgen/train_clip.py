@@ -68,6 +68,10 @@ def _start(start, arch, seed, device):
     return build_clip(arch, seed, device)
 
 # %% ../nbs/40_train_clip.ipynb #047930dc
+def _seen(start): # Pairs that the model to start from was shown here
+    record = Path(start or "")/"training.json"
+    return read_json(record).get("seen", 0) if record.is_file() else 0
+
 def train(
     out, # Model folder
     shards, # Paths of the training shards
@@ -97,7 +101,7 @@ def train(
     losses = _fit(clip, **job)
     save_clip(clip, out, f"{len(index)} pairs.")
     losses = losses.round(5)
-    write_json(dict(key=key, pairs=len(index), losses=losses.tolist()), record)
+    write_json(dict(key=key, pairs=len(index), seen=len(losses)*kw["batch"] + _seen(start), losses=losses.tolist()), record)
     _drop_checkpoints(out)
     return load_clip(out, device), losses
 
@@ -276,7 +280,7 @@ def run_train_clip(data, seed, device, workers, processes, name, pairs, denied, 
     if there and ts.empty: raise PathgenError(f"no phantom patch of {tile_px} px is of one class: paint larger slides (phantom.slide_px) or set {name}.tiles to 0")
     ps = read_tiles(ts, data, tile_px, clip.image_px) if there else None
     m,base = look(clip, val, ts, ps), look(_start(start, arch, seed, device), val, ts, ps)
-    m = dict(pairs=len(losses)*batch//epochs, pairs_seen=len(losses)*batch, loss=losses[-max(1, len(losses)//epochs):].mean(), chance_r1=1/len(val), chance_r10=min(1, 10/len(val)),
+    m = dict(pairs=len(losses)*batch//epochs, pairs_seen=len(losses)*batch, pairs_seen_in_all=read_json(out/"training.json")["seen"], loss=losses[-max(1, len(losses)//epochs):].mean(), chance_r1=1/len(val), chance_r10=min(1, 10/len(val)),
         **m, **{f"untrained_{k}":v for k,v in base.items()})
     if there: m["chance_zeroshot"] = 1/ts.region_class.nunique()
     save_clip(clip, out, _card(m, pairs, start and Path(start).name, arch))

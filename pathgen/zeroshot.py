@@ -7,14 +7,14 @@ Docs: https://pathgen.github.io/pathgen/zeroshot.html.md"""
 # %% auto #0
 __all__ = ['CHUNK', 'MEANS', 'short_name', 'load_models', 'Histogram', 'embed_set', 'confusion', 'scores', 'interval',
            'prompt_sets', 'sentence_vectors', 'ensemble', 'test_rows', 'grade', 'draw_prompts', 'found_classes',
-           'nearest', 'draw_confusion', 'draw_search', 'beside_paper', 'run_zeroshot']
+           'nearest', 'draw_confusion', 'draw_search', 'shown_pairs', 'beside_paper', 'run_zeroshot']
 
 # %% ../nbs/50_zeroshot.ipynb #52dbba9f
 from functools import partial
 from pathlib import Path
 import json, re, shutil
 import numpy as np, pandas as pd
-from pathgen.core import (PathgenError, digest, each, file_digest, one_line, progress, rng, write_metrics,
+from pathgen.core import (PathgenError, digest, each, file_digest, one_line, progress, read_json, rng, write_metrics,
     write_table)
 from .clip import load_clip
 from .sets import (CLASSES, MORE_TEMPLATES, SETS, TEMPLATES, colour_histogram, column, features_path, read_features,
@@ -297,6 +297,16 @@ def draw_search(
     fig.subplots_adjust(left=.01, right=.99, bottom=.01, top=1-.3/len(asked), hspace=.25, wspace=.06)
     return fig
 
+# %% ../nbs/50_zeroshot.ipynb #4c7d24f9
+def shown_pairs(
+    data, # Root of everything produced
+    models, # Names
+)->pd.DataFrame: # Index model; pairs_seen, pairs_seen_in_all; those that this run trained
+    "How many pairs the models of the run were shown."
+    files = {m:Path(data)/f"metrics/{m}.json" for m in models}
+    found = {m:read_json(f) for m,f in files.items() if f.is_file()}
+    return pd.DataFrame({m:{k:v[k] for k in ("pairs_seen","pairs_seen_in_all")} for m,v in found.items() if "pairs_seen" in v}).T.rename_axis("model")
+
 # %% ../nbs/50_zeroshot.ipynb #55c1e487
 def beside_paper(
     summary:pd.DataFrame, # A row a model, set and prompt set
@@ -347,6 +357,7 @@ def _numbers(summary, lost): # Metrics of the run
     m = {f"{l}_{s}":acc.at[l, ("more",s)] for l in acc.index for s in acc["more"]}
     m |= {f"{l}_{s}_table12":acc.at[l, ("table12",s)] for l in acc.index for s in acc["table12"]}
     m |= {MEANS[l]:acc.loc[l, "more"].mean() for l in acc.index if l in MEANS}
+    m |= {f"{MEANS[l]}_table12":acc.loc[l, "table12"].mean() for l in acc.index if l in MEANS}
     m |= dict(sets=int(good.set.nunique()), unreadable=len(lost), mean_chance=good.groupby("set").chance.first().mean())
     if {"clip","clip_init"} <= set(acc.index): m["sets_won"] = int((acc.loc["clip", "more"] >= acc.loc["clip_init", "more"]).sum())
     return m
