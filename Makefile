@@ -38,7 +38,7 @@ endif
 	@echo "Executed notebooks: data/runs    Numbers: data/metrics (dvc metrics show)"
 
 real: $(READY) ## Run on slides of one's own: profiles/real.yaml, or PROFILE=NAME
-	@set -e; for stage in slides reports attributes tile embed select describe revise summarize pairs $(if $(PROFILE),,real); do \
+	@set -e; for stage in slides reports attributes tile embed select describe revise summarize pairs $(if $(PROFILE),,zeroshot fewshot real); do \
 	  echo "> pathgen run $$stage --params profiles/$(or $(PROFILE),real).yaml"; \
 	  pathgen run $$stage --params profiles/$(or $(PROFILE),real).yaml; done
 	@$(if $(PROFILE),,mkdir -p data/runs && cp data/real/runs/34_real.ipynb data/runs/)
