@@ -11,11 +11,11 @@ __all__ = ['COLOURS', 'MEMORY', 'draw', 'batches', 'plan_run', 'plain_probe', 't
 
 # %% ../nbs/51_fewshot.ipynb #7e9fb1f5
 from pathlib import Path
-import contextlib, functools, re, time
+import functools, re, time
 import numpy as np, pandas as pd
 from .core import (PathgenError, each, file_digest, need, pick_device, progress, read_table, rng,
     write_metrics, write_table)
-from .clip import MEAN, STD, augment, load_clip, normalize
+from .clip import augment, load_clip, normalize, quick_attention
 from .sets import features_path, read_features, read_images, split_set
 
 # %% ../nbs/51_fewshot.ipynb #c6b60691
@@ -378,24 +378,18 @@ def _learner(clip, classes, lr, head_lr, steps): # Linear layer, optimiser, sche
     rate = lambda t: min(1, 10*(t+1)/steps)*(1+np.cos(np.pi*t/steps))/2
     return head, opt, torch.optim.lr_scheduler.LambdaLR(opt, rate)
 
-def _attention(device): # On a CPU the plain form trains a fifth faster
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext()
-
 def _learn(clip, head, opt, sched, images, labels, order, g, desc): # One epoch
     import torch
     from open_clip_train.precision import get_autocast
     cast = get_autocast("amp_bf16" if clip.precision == "amp" else clip.precision, torch.device(clip.device).type)
-    pre = getattr(clip.model.visual, "preprocess_cfg", {})
-    ms = pre.get("mean", MEAN), pre.get("std", STD)
     clip.model.train()
     for rows in progress(order, desc):
-        x = normalize(augment(torch.from_numpy(images[rows]).to(clip.device), g), *ms)
-        with cast(), _attention(clip.device): f = clip.model.encode_image(x)
+        x = normalize(augment(torch.from_numpy(images[rows]).to(clip.device), g), *clip.channels)
+        with cast(), quick_attention(clip.device): f = clip.model.encode_image(x)
         z = head(torch.nn.functional.normalize(f.float(), dim=-1))
         opt.zero_grad()
         loss = torch.nn.functional.cross_entropy(z, torch.as_tensor(labels[rows], device=clip.device))
-        with _attention(clip.device): loss.backward()
+        with quick_attention(clip.device): loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.model.visual.parameters(), 1.)
         opt.step(); sched.step()
     clip.model.eval()
