@@ -7,16 +7,16 @@ Docs: https://pathgen.github.io/pathgen/fewshot.html.md"""
 # %% auto #0
 __all__ = ['COLOURS', 'MEMORY', 'draw', 'batches', 'plan_run', 'plain_probe', 'train_probes', 'score_probes', 'time_probe',
            'three_parts', 'cut_of', 'codes', 'rows_of', 'few_shots', 'leak', 'standardise', 'logistic', 'plot_shots',
-           'summary', 'Pictures', 'fine_tune', 'probe_set', 'source', 'tune_one', 'tune_all', 'run_fewshot']
+           'summary', 'Pictures', 'fine_tune', 'probe_set', 'tune_one', 'tune_all', 'run_fewshot']
 
 # %% ../nbs/51_fewshot.ipynb #7e9fb1f5
 from pathlib import Path
-import functools, re, time
+import functools, time
 import numpy as np, pandas as pd
-from .core import (PathgenError, each, file_digest, need, pick_device, progress, read_table, rng,
+from .core import (PathgenError, each, file_digest, pick_device, progress, read_table, rng,
     write_metrics, write_table)
 from .clip import augment, load_clip, normalize, quick_attention
-from .sets import features_path, read_features, read_images, split_set
+from .sets import features_path, named_model, read_features, read_images, split_set
 
 # %% ../nbs/51_fewshot.ipynb #c6b60691
 def draw(
@@ -455,15 +455,6 @@ def probe_set(
 # %% ../nbs/51_fewshot.ipynb #e223fefc
 MEMORY = 4e9 # Bytes of images that are kept decoded
 
-def source(
-    model:str, # NAME or LABEL=NAME, as in the stage zeroshot
-    data, # Root of everything produced
-)->tuple: # Label, and what `load_clip` takes
-    "A folder under data/models, or any other model under a label of its own."
-    label,_,name = model.rpartition("=")
-    if re.search(r"[/:+]", name): return label or re.sub(r"[^\w.-]+", "-", name), name
-    return label or name, str(need(Path(data)/"models"/name))
-
 def tune_one(
     item, # Set, label of the model, what `load_clip` takes
     path, # Table to write
@@ -495,7 +486,7 @@ def tune_all(
 )->pd.DataFrame: # A row a set and model; empty if there is none
     "Fine-tune every model on every set."
     columns = ["model","set","title","cut","accuracy","balanced","val","epoch","n_train","n_val","n_test"]
-    items = [(s,*source(m, data)) for s in sets for m in models]
+    items = [(s,*named_model(m, data)) for s in sets for m in models]
     hashes = {w:load_clip(w, "cpu").hash for w in {i[2] for i in items}}
     keys = each(functools.partial(tune_one, data=data, like=like, **kw), items, Path(data)/"eval/finetune",
         key=lambda i: f"{i[0]}.{i[1]}", params={k:v for k,v in kw.items() if k!="device"},

@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/sets.html.md"""
 
 # %% auto #0
 __all__ = ['CLASSES', 'TEMPLATES', 'MORE_TEMPLATES', 'PROMPTS', 'SUFFIXES', 'SETS', 'column', 'read_set', 'read_images',
-           'colour_histogram', 'features_path', 'write_features', 'read_features', 'split_set']
+           'colour_histogram', 'named_model', 'features_path', 'write_features', 'read_features', 'split_set']
 
 # %% ../nbs/08_sets.ipynb #5cd5f40d
 from pathlib import Path
@@ -307,6 +307,20 @@ def colour_histogram(
     n,h,w = r.shape
     at = 64*r + 8*g + b + 512*np.arange(n)[:,None,None]
     return (np.bincount(at.ravel(), minlength=512*n).reshape(n,512)/(h*w)).astype(np.float32)
+
+# %% ../nbs/08_sets.ipynb #0ddca632
+def named_model(
+    model:str, # NAME or LABEL=NAME
+    data, # Root of everything produced
+)->tuple: # Short name, fit for a file name; folder of a model of the run (Path), or any other name (str)
+    "What a model is called, and what `load_clip` takes."
+    label, given, name = model.partition("=")
+    if not given: label, name = re.sub(r"^(hf|hf-hub):", "", model).rstrip("/").rpartition("/")[2], model
+    label = re.sub(r"[^\w.-]+", "-", label)
+    if re.search(r"[/:+]", name): return label, name
+    own = Path(data)/"models"/name
+    if not own.is_dir(): raise PathgenError(f"{own} is missing: run `pathgen run {name}` first, or take {name} out of the models")
+    return label, own
 
 # %% ../nbs/08_sets.ipynb #bbe01d1c
 _TEXTS = ("label","split","group","path")

@@ -146,13 +146,6 @@ def test_last_is_128_or_what_there_is():
     assert m["mean_128"] == pytest.approx(.6) and (m["shots"], m["shots_least"]) == (128, 32) and m["clip_b"] == .5
     assert summary(pd.DataFrame([row("a",256,.9)]))["mean_128"] == .9
 
-def test_source(tmp_path):
-    (tmp_path/"models/clip").mkdir(parents=True)
-    assert source("clip", tmp_path) == ("clip", str(tmp_path/"models/clip"))
-    assert source("openai=ViT-B-16-quickgelu:openai", tmp_path) == ("openai", "ViT-B-16-quickgelu:openai")
-    assert source("big=clip", tmp_path) == ("big", str(tmp_path/"models/clip"))
-    with pytest.raises(PathgenError, match="none is missing"): source("none", tmp_path)
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     "Painted sets, a tiny model, and the files of features that the stage zeroshot would write."

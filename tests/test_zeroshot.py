@@ -142,8 +142,11 @@ def test_sets_that_make_no_sense(root, sets, says):
     with pytest.raises(PathgenError, match=says): Z._read_sets(sets, root)
 
 def test_models_by_name(tmp_path):
-    for text,want in {'clip': ('clip','clip'), 'a=clip': ('a','clip'), '../data/models/clip': ('clip','../data/models/clip'), 'hf-hub:wisdomik/QuiltNet-B-16': ('QuiltNet-B-16','hf-hub:wisdomik/QuiltNet-B-16'),
-                      'ViT-B-16:openai': ('ViT-B-16-openai','ViT-B-16:openai')}.items(): assert Z.short_name(text)==want
+    from pathgen.sets import named_model
+    (tmp_path/'run/models/clip').mkdir(parents=True)
+    own = tmp_path/'run/models/clip'
+    for text,want in {'clip': ('clip',own), 'a=clip': ('a',own), '../data/models/clip': ('clip','../data/models/clip'), 'hf-hub:wisdomik/QuiltNet-B-16': ('QuiltNet-B-16','hf-hub:wisdomik/QuiltNet-B-16'),
+                      'ViT-B-16:openai': ('ViT-B-16-openai','ViT-B-16:openai')}.items(): assert named_model(text, tmp_path/'run')==want
     for models,says in ((['histogram=../x'], 'taken'), (['a=../x','a=../y'], 'twice'), (['clip'], 'pathgen run clip')):
         with pytest.raises(PathgenError, match=says): Z.load_models(models, tmp_path, 'cpu')
 
