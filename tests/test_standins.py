@@ -143,11 +143,11 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(painted, tmp_path):
     code = f"from pathgen.standins import run_standins; run_standins({str(tmp_path)!r}, **{SOME!r})"
     p = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     done, end = tmp_path/"standins/.done/batches", time.time()+120
-    while len(list(done.glob("*.json"))) < 3 and time.time() < end: time.sleep(.02)
+    while not list(done.glob("*.json")) and time.time() < end: time.sleep(.02)
     os.killpg(p.pid, signal.SIGKILL)
     p.wait()
     kept = {f: f.stat().st_mtime_ns for f in done.glob("*.json")}
-    assert 3 <= len(kept) < 6, "killed in the middle"
+    assert 0 < len(kept) < 6, "killed in the middle"
     run_standins(str(tmp_path), **SOME)
     assert kept=={f: f.stat().st_mtime_ns for f in kept}, "what was done is not done again"
     assert hashes(tmp_path/"standins")==hashes(painted[0])
