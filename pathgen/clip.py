@@ -86,7 +86,7 @@ def normalize(
     "Turn bytes into the numbers that the image tower expects."
     import torch
     m,s = (torch.tensor(v, device=images.device)*255 for v in (mean,std))
-    return ((images.float()-m)/s).permute(0,3,1,2).contiguous()
+    return images.float().sub(m).div_(s).permute(0,3,1,2).contiguous()
 
 # %% ../nbs/04_clip.ipynb #e49e7720
 class Clip:
@@ -254,12 +254,14 @@ def augment(
         at = (np.arange(s)-(s-1)/2)*rng.choice([-1,1], (n,1)) + (s-1)/2
         at = np.abs(at + rng.integers(-int(shift*s), int(shift*s)+1, (n,1)))
         return torch.from_numpy(np.minimum(at, 2*(s-1)-at).astype(np.int64)).to(d)
-    i,y,x = torch.arange(n, device=d)[:,None,None], where()[:,:,None], where()[:,None,:]
+    y,x = where()[:,:,None], where()[:,None,:]
     turn = torch.from_numpy(rng.random(n) < .5).to(d)[:,None,None]
     y,x = torch.where(turn, y, x), torch.where(turn, x, y)
     g = (1+rng.uniform(-stain, stain, (n,1,1,1)))*(1+rng.uniform(-stain/2, stain/2, (n,1,1,3)))
-    light = (images[i,y,x].float()+1)/256
-    return light.log_().mul_(torch.from_numpy(g.astype(np.float32)).to(d)).exp_()*256-1
+    at = (y*s+x).view(n,-1,1).expand(-1,-1,3)
+    light = images.reshape(n,-1,3).gather(1, at).transpose(1,2).contiguous().view(n,3,s,s).float().add_(1).div_(256)
+    g = torch.from_numpy(g.astype(np.float32)).to(d).permute(0,3,1,2)
+    return light.log_().mul_(g).exp_().mul_(256).sub_(1).permute(0,2,3,1)
 
 # %% ../nbs/04_clip.ipynb #f2d0843b
 def crew()->tuple: # Number of this process, and how many train together
