@@ -431,14 +431,14 @@ def time_training(
     shards, # Paths
     batch:int=64, # Pairs a step
     rounds:int=3, # Counted rounds
-    threads:int=2, # Processes that read
+    threads:int=2, # That read; processes in open_clip, 0 for its own
     device:str="cpu", # cpu, cuda
 )->pd.DataFrame: # Seconds a pair; columns pathgen, open_clip, loading (what a step of pathgen waits for its batch)
     "An epoch of training from the bytes of shards, and what of it is waiting for data once the images are kept."
     from pathgen.clip import Batches, build_clip, fit
     from pathgen.train_clip import Shards, read_index
     index, clip, seen = read_index(shards), build_clip("tiny", device=device), {}
-    read = lambda: np.stack(Shards(index, clip.image_px, threads)[:len(index)])
+    read = lambda: np.stack(Shards(index, clip.image_px, max(threads, 1))[:len(index)])
     kept, texts = read(), list(index.text)
     def ours(): seen["pathgen"] = len(fit(build_clip("tiny", device=device), read(), texts, batch=batch))*batch
     def theirs(): seen["open_clip"] = train_open_clip(shards, len(index), batch, threads, device)

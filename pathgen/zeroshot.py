@@ -273,7 +273,7 @@ def draw_search(
 ):
     "The nearest images of some sentences, a row a sentence."
     import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(len(asked), k, figsize=(1.25*k, 1.45*len(asked)), dpi=65, squeeze=False)
+    fig,axs = plt.subplots(len(asked), k, figsize=(1.05*k, 1.25*len(asked)), dpi=62, squeeze=False)
     for row,(name,label) in zip(axs, asked):
         df, x = read_features(data, model, name)
         text = column(name, [label], 3)[0]
@@ -283,7 +283,7 @@ def draw_search(
         for ax,im,l in zip(row, images, near.label):
             ax.imshow(im); ax.set_axis_on(); ax.set_xticks([]); ax.set_yticks([])
             for sp in ax.spines.values(): sp.set_color("green" if l==label else "red"); sp.set_linewidth(2.5)
-        row[0].set_title(f"{df.attrs['title']}: {text}", fontsize=7.5, loc="left")
+        row[0].set_title(f"{df.attrs['title']}: {text}", fontsize=7, loc="left")
     fig.subplots_adjust(left=.01, right=.99, bottom=.01, top=1-.3/len(asked), hspace=.25, wspace=.06)
     return fig
 
