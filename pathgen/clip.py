@@ -465,14 +465,14 @@ def from_hf(
     "Load a `CLIPModel` of `transformers` as open_clip has it."
     import open_clip, torch
     from transformers import AutoImageProcessor, CLIPModel
-    try: hf,pre = CLIPModel.from_pretrained(name), AutoImageProcessor.from_pretrained(name, use_fast=False)
+    try: (hf,told),pre = CLIPModel.from_pretrained(name, output_loading_info=True), AutoImageProcessor.from_pretrained(name, use_fast=False)
     except (OSError, ValueError, KeyError) as e: raise PathgenError(f"hf:{name}: not a CLIPModel that can be had here; download it and give its folder ({one_line(e)[:120]})") from e
     cfg = _from_hf_config(hf.config)
+    if told["missing_keys"]: raise PathgenError(f"hf:{name}: lacks weights, such as {sorted(told['missing_keys'])[0]}: download it again, or name a CLIPModel")
     if cfg["text_cfg"]["vocab_size"] != 49408: raise PathgenError(f"hf:{name}: has a vocabulary of its own; only CLIP's tokenizer is known here")
     model = open_clip.CLIP(**cfg)
-    into = _renamed(model.state_dict(), cfg["vision_cfg"], cfg["text_cfg"])
-    for k,v in hf.state_dict().items():
-        if k in into: into[k].copy_(v)
+    given = hf.state_dict()
+    for k,v in _renamed(model.state_dict(), cfg["vision_cfg"], cfg["text_cfg"]).items(): v.copy_(given[k])
     model.visual.preprocess_cfg = dict(mean=pre.image_mean, std=pre.image_std)
     device, length = pick_device(device), cfg["text_cfg"]["context_length"]
     return Clip(model.to(device), open_clip.SimpleTokenizer(context_length=length), cfg, f"hf:{name}", weight_hash(model), device)

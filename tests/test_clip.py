@@ -157,3 +157,10 @@ def test_towers_keep_their_weights_when_they_are_joined(tmp_path):
     back = C.load_clip(tmp_path/"joined", "cpu")
     assert back.channels[0] == list(clip.channels[0]) or tuple(back.channels[0]) == tuple(clip.channels[0])
     assert np.allclose(back.encode_texts(["mucin"]), clip.encode_texts(["mucin"]), atol=1e-5)
+
+def test_a_clipmodel_that_lacks_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+    C.save_hf(C.build_clip(seed=1, device="cpu"), tmp_path/"hf")
+    file = tmp_path/"hf/model.safetensors"
+    save_file({k:v for k,v in load_file(file).items() if k!="visual_projection.weight"}, file, metadata=dict(format="pt"))
+    with pytest.raises(PathgenError, match="lacks weights, such as visual_projection.weight"): C.load_clip(f"hf:{tmp_path/'hf'}", "cpu")
