@@ -96,24 +96,24 @@ def train(
         return load_clip(out, device), np.array(done["losses"])
     record.unlink(missing_ok=True)
     _drop_checkpoints(out, keep)
-    job = dict(shards=[str(s) for s in shards], start=start and str(start), arch=arch, seed=seed, device=device, workers=workers, checkpoint=str(keep), desc=out.name, denied=denied, **kw)
-    if processes > 1: _torchrun(job, processes, out)
-    losses = _fit(clip, **job)
+    how = dict(seed=seed, workers=workers, denied=denied, checkpoint=str(keep), desc=out.name, **kw)
+    if processes > 1: _torchrun(dict(shards=[str(s) for s in shards], start=start and str(start), arch=arch, device=device, how=how), processes, out)
+    losses = _fit(clip, index, memory=MEMORY if processes == 1 else 0, **how)
     save_clip(clip, out, f"{len(index)} pairs.")
     losses = losses.round(5)
-    write_json(dict(key=key, pairs=len(index), seen=len(losses)*kw["batch"] + _seen(start), losses=losses.tolist()), record)
+    shown = len(losses)*min(kw["batch"], len(index))
+    write_json(dict(key=key, pairs=len(index), shown=shown, seen=shown+_seen(start), losses=losses.tolist()), record)
     _drop_checkpoints(out)
     return load_clip(out, device), losses
 
 # %% ../nbs/40_train_clip.ipynb #897ea155
-def _fit(clip, shards, seed, workers, start, arch, device, denied, **kw): # Train on shards, kept in memory if they are small
-    index = read_index(shards)
+def _fit(clip, index, workers, denied, memory=MEMORY, **kw): # Train on pairs, their images kept if they fit into memory
     images = Shards(index, clip.image_px)
-    if len(index)*clip.image_px**2*3 < MEMORY: images,workers = np.stack([images[i] for i in range(len(index))]), 0
-    return fit(clip, images, list(index.text if denied else index.text.map(asserted)), seed=seed, workers=workers, **kw)
+    if len(index)*clip.image_px**2*3 < memory: images,workers = np.stack(images[:len(index)]), 0
+    return fit(clip, images, list(index.text if denied else index.text.map(asserted)), workers=workers, **kw)
 
 def crew_member(
-    job, # JSON file of the arguments of `_fit`
+    job, # JSON file: shards, start, arch, device, and how to train
 ):
     "What each process does that `torchrun` starts."
     import torch, torch.distributed as dist
@@ -122,7 +122,7 @@ def crew_member(
     dist.init_process_group("nccl" if gpu else "gloo")
     device = f"cuda:{os.environ['LOCAL_RANK']}" if gpu else "cpu"
     if gpu: torch.cuda.set_device(device)
-    _fit(_start(job["start"], job["arch"], job["seed"], device), **job)
+    _fit(_start(job["start"], job["arch"], job["how"]["seed"], device), read_index(job["shards"]), **job["how"])
     dist.destroy_process_group()
 
 def _torchrun(job, processes, out): # Train in several processes, which leave the last checkpoint
@@ -280,7 +280,8 @@ def run_train_clip(data, seed, device, workers, processes, name, pairs, denied, 
     if there and ts.empty: raise PathgenError(f"no phantom patch of {tile_px} px is of one class: paint larger slides (phantom.slide_px) or set {name}.tiles to 0")
     ps = read_tiles(ts, data, tile_px, clip.image_px) if there else None
     m,base = look(clip, val, ts, ps), look(_start(start, arch, seed, device), val, ts, ps)
-    m = dict(pairs=len(losses)*batch//epochs, pairs_seen=len(losses)*batch, pairs_seen_in_all=read_json(out/"training.json")["seen"], loss=losses[-max(1, len(losses)//epochs):].mean(), chance_r1=1/len(val), chance_r10=min(1, 10/len(val)),
+    done = read_json(out/"training.json")
+    m = dict(pairs=done["shown"]//epochs, pairs_seen=done["shown"], pairs_seen_in_all=done["seen"], loss=losses[-max(1, len(losses)//epochs):].mean(), chance_r1=1/len(val), chance_r10=min(1, 10/len(val)),
         **m, **{f"untrained_{k}":v for k,v in base.items()})
     if there: m["chance_zeroshot"] = 1/ts.region_class.nunique()
     save_clip(clip, out, _card(m, pairs, start and Path(start).name, arch))

@@ -147,3 +147,7 @@ def test_the_form_of_transformers_gives_the_same_vectors(root):
 
 def test_a_loss_that_is_no_number_stops_the_stage(root):
     with pytest.raises(PathgenError, match="lower the learning rate"): T.run_train_clip(root, **(KW | dict(lr=1e9, epochs=6, warmup=0)))
+
+def test_pairs_are_counted_as_they_were_shown(root):
+    m = T.run_train_clip(root, **(KW | dict(batch=500)))["metrics"]
+    assert (m["pairs"], m["pairs_seen"]) == (32, 64)
