@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import need, progress, read_json, read_table, write_metrics
+from .sets import read_set
 
 # %% ../nbs/34_real.ipynb #e4144fc7
 EXPECTED = {"ADI":["adipose"], "DEB":["necrosis"], "LYM":["lymphocytes"], "MUC":["mucin"], "MUS":["smooth_muscle"],
@@ -24,9 +25,8 @@ def read_tiles(
     per_class:int=25, # So many tiles of each class at most
 )->pd.DataFrame: # Columns path and label
     "The tiles of a labelled set, in the order of their names."
-    folders = [need(folder)/k for k in EXPECTED]
-    rows = [(str(p), f.name) for f in folders for p in sorted(f.glob("*.*"))[:per_class]]
-    return pd.DataFrame(rows, columns=["path","label"])
+    df = read_set("crc100k", folder)
+    return df.groupby("label", sort=False).head(per_class)[["path","label"]].reset_index(drop=True)
 
 def judge_tiles(
     tiles:pd.DataFrame, # From `read_tiles`

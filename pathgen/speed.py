@@ -18,6 +18,7 @@ import functools, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import PathgenError, need, peak_gb, pick_device, read_json, write_metrics
+from .sets import SETS
 
 # %% ../nbs/80_speed.ipynb #8e038c51
 def take_turns(
@@ -466,7 +467,7 @@ def training_rate(
     return dict(trained_per_second=batch/seconds, training_share_of_peak=count.get_total_flops()/seconds/matrix_peak(device))
 
 # %% ../nbs/80_speed.ipynb #07d1c52f
-CLASSES = (3, 2, 8, 16, 2, 4, 3, 2, 4) # Of the nine sets
+CLASSES = [len(s["classes"]) for s in SETS.values()] # Of the nine sets
 
 def time_probes(
     classes=CLASSES, # Of each set
