@@ -32,7 +32,8 @@ def find_root(
 
 # %% ../nbs/90_cli.ipynb #700e4ecb
 SHARED = {s:"40_train_clip" for s in ("clip_init","clip_pathgen","clip","clip_mixed","clip_long")} | {
-    f"{a}_train":"35_train_agent" for a in ("describe","revise","summarize")}
+    f"{a}_train":"35_train_agent" for a in ("describe","revise","summarize")} | {
+    f"{job}{s}":n for s,n in dict(slides="11_slides", tile="20_tile", embed="21_embed").items() for job in ("","mil_")}
 
 def stages(
     root, # Root of the project
@@ -189,7 +190,7 @@ def check_params(
     "The values for the notebook of `stage`, after a check of names, kinds and ranges."
     from pathgen.core import PathgenError
     declared, base, own = parameters(nb), params.get("base", {}), params.get(stage)
-    takes = [k for k in declared if k not in BASE]
+    takes = [k for k in declared if k not in BASE or k=="data" in (own or {})]
     check_base(base, file)
     if own is None:
         raise PathgenError(f"{file} has no section {stage}: add one with {', '.join(takes)}")

@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/embed.html.md"""
 
 # %% auto #0
 __all__ = ['ahead', 'batches', 'embed_patches', 'pca_rgb', 'rgb_map', 'neighbours', 'patch_px', 'embed_slide', 'encoder',
-           'encode_slide', 'tiled_slides', 'run_embed']
+           'encode_slide', 'tiled_slides', 'embed_slides', 'run_embed']
 
 # %% ../nbs/21_embed.ipynb #1a2558a6
 import functools
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .clip import Clip, load_clip
 from .core import PathgenError, each, file_digest, need, pick_device, read_table, write_metrics
+from .sets import named_model
 from .wsi import open_slide, read_bag, write_bag
 
 # %% ../nbs/21_embed.ipynb #a9b481de
@@ -157,20 +158,27 @@ def tiled_slides(
                        "run `pathgen run tile` first")
 
 # %% ../nbs/21_embed.ipynb #36ae4ca9
-def run_embed(data, device, workers, max_failed, model, batch, **loop):
-    "The whole stage: bags of coordinates -> bags of features."
-    if batch<1: raise PathgenError(f"embed.batch is {batch}: it takes a number from 1 on")
-    items, out = tiled_slides(data), Path(data)/"features"
-    model, device = str(model or need(Path(data)/"models/clip_init")), pick_device(device)
-    encoder.cache_clear() # the folder may hold another model by now
+def embed_slides(items, out, model, device, workers, batch, max_failed, **loop):
+    "The bags of features of all slides that one encoder makes: its `Clip`, ids of the slides, patches of each."
     if device.startswith("cuda"): loop["item_gb"] = 0
     clip = encoder(model, device, batch)
     encode = functools.partial(encode_slide, model=model, device=device, batch=batch, threads=workers)
     good = each(encode, items, out, key=lambda i: i["slide_id"], ext=".h5",
-        params=dict(encoder=clip.hash, px=clip.image_px), max_failed=max_failed, desc="embed",
+        params=dict(encoder=clip.hash, px=clip.image_px), max_failed=max_failed, desc=out.name,
         inputs=lambda i: [file_digest(i["bag"]), Path(i["path"]).name],
         code=[embed_slide, embed_patches], gpus=int(device.startswith("cuda")), **loop)
-    n = [len(read_bag(out/f"{k}.h5", features=False)) for k in good]
+    return clip, good, [len(read_bag(out/f"{k}.h5", features=False)) for k in good]
+
+def run_embed(data, device, workers, max_failed, model, also, batch, **loop):
+    "The whole stage: bags of coordinates -> bags of features, of one encoder or several."
+    if batch<1: raise PathgenError(f"embed.batch is {batch}: it takes a number from 1 on")
+    items, device = tiled_slides(data), pick_device(device)
+    encoder.cache_clear() # the folder may hold another model by now
+    how = dict(device=device, workers=workers, batch=batch, max_failed=max_failed, **loop)
+    first = str(model or need(Path(data)/"models/clip_init"))
+    for label,name in (named_model(m, data) for m in also):
+        embed_slides(items, Path(data)/f"features_{label}", str(name), **how)
+    clip, good, n = embed_slides(items, Path(data)/"features", first, **how)
     write_metrics("embed", dict(slides=len(good), patches=sum(n), dim=clip.dim,
                   failed=len(items)-len(good)), data)
     return pd.DataFrame(dict(slide_id=good, patches=n))

@@ -40,7 +40,7 @@ def root(tmp_path, painted):
     return tmp_path
 
 def go(root, model, **kw):
-    return run_embed(**(dict(data=str(root), device="cpu", workers=2, max_failed=.5, model=model, batch=16) | kw))
+    return run_embed(**(dict(data=str(root), device="cpu", workers=2, max_failed=.5, model=model, also=[], batch=16) | kw))
 
 def times(root): return {p.name:p.stat().st_mtime_ns for p in (root/"features").glob("*.h5")}
 
