@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/lmm.html.md"""
 
 # %% auto #0
 __all__ = ['SPECIAL', 'TEMPLATE', 'TINY_LLM', 'PROJECTOR', 'BOTH', 'CARD', 'make_tokenizer', 'build_llm', 'Lmm', 'tower',
-           'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'save_lmm', 'weights_hash', 'load_lmm']
+           'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'save_lmm', 'weights_hash', 'load_lmm', 'teach']
 
 # %% ../nbs/05_lmm.ipynb #73929afa
 from dataclasses import dataclass
@@ -190,31 +190,36 @@ def build_lmm(
     return Lmm(m.eval(), p, "untrained", "-", "cpu")
 
 # %% ../nbs/05_lmm.ipynb #739581d5
-def _train_ids(lmm, row): # Token ids of a conversation, and where its answer begins
-    tok, image = lmm.tokenizer, row.get("image")
-    said = _conversation(row["prompt"], image)
-    whole, front = (tok.apply_chat_template(t, tokenize=False, **k) for t,k in ((said+[dict(role="assistant", content=row["answer"])], {}), (said, dict(add_generation_prompt=True))))
-    n = getattr(lmm.model.config, "image_seq_length", 1)
-    whole, front = (s.replace("<image>", "<image>"*n) if image is not None else s for s in (whole, front))
-    return tok(whole, add_special_tokens=False)["input_ids"], len(tok(front, add_special_tokens=False)["input_ids"])
+def _train_ids(lmm, row): # Token ids of a conversation, and where each of its answers begins and ends
+    image, n = row.get("image"), getattr(lmm.model.config, "image_seq_length", 1)
+    def ids(talk, **k):
+        s = lmm.tokenizer.apply_chat_template(talk, tokenize=False, **k)
+        return lmm.tokenizer(s if image is None else s.replace("<image>", "<image>"*n), add_special_tokens=False)["input_ids"]
+    talk, spans = [], []
+    for prompt,answer in [(row["prompt"], row["answer"]), *row.get("more", ())]:
+        talk += _conversation(prompt, None if talk else image)
+        start = len(ids(talk, add_generation_prompt=True))
+        talk.append(dict(role="assistant", content=answer))
+        spans.append((start, len(ids(talk))))
+    return ids(talk), spans
 
 class Talks:
     "Conversations as a data set of torch."
     def __init__(self,
         lmm, # `Lmm` that is to learn them
-        rows:list, # Dicts: prompt, answer, and image, a number in `images`
+        rows:list, # Dicts: prompt, answer, perhaps more, further turns of (prompt, answer), and image, a number in `images`
         images=None, # uint8 (N,px,px,3), or a sequence of such images read on demand
     ): self.rows, self.images, self.ids = rows, images, [_train_ids(lmm, r) for r in rows]
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
         at = self.rows[i].get("image")
-        return dict(row=i, ids=self.ids[i][0], start=self.ids[i][1], image=None if at is None else self.images[at])
+        return dict(row=i, ids=self.ids[i][0], spans=self.ids[i][1], image=None if at is None else self.images[at])
 
 def _collate(lmm, rows): # A batch for the trainer, padded on the right
     import torch
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(r["ids"]) for r in rows], batch_first=True, padding_value=lmm.tokenizer.pad_token_id)
-    at, n, start = torch.arange(ids.shape[1])[None], *(torch.tensor(v)[:,None] for v in ([len(r["ids"]) for r in rows], [r["start"] for r in rows]))
-    out = dict(input_ids=ids, attention_mask=(at < n).long(), labels=ids.where((at >= start) & (at < n), torch.tensor(-100)))
+    pad = lambda rows, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
+    told = lambda r: [t if any(a <= k < b for a,b in r["spans"]) else -100 for k,t in enumerate(r["ids"])]
+    out = dict(input_ids=pad([r["ids"] for r in rows], lmm.tokenizer.pad_token_id), attention_mask=pad([[1]*len(r["ids"]) for r in rows], 0), labels=pad(map(told, rows), -100))
     if rows[0]["image"] is None: return out
     g = rng("augment", *(r["row"] for r in rows))
     look = lmm.processor.image_processor
@@ -363,3 +368,57 @@ def load_lmm(
     role = Path(name)/"agent.json"
     hash = weights_hash(name) if Path(name).is_dir() else digest(name, getattr(m.config, "_commit_hash", None))
     return Lmm(m.to(device).eval(), p, name, hash, device, read_json(role) if role.is_file() else None)
+
+# %% ../nbs/05_lmm.ipynb #6942b591
+def _untaught(texts, clip, start, px, seed): # A model made of the parts that there are
+    from pathgen.clip import load_clip
+    m = load_lmm(start) if start else None
+    if m and not clip: return m
+    tok = m.tokenizer if m else make_tokenizer(texts)
+    llm = llm_of(m) if m else build_llm(tok, seed)
+    return build_lmm(load_clip(clip, "cpu"), llm, tok, px, seed) if clip else Lmm(llm, tok, "untrained", "-")
+
+def _contents(rows, data, clip, start): # Digests of the images and models that a training starts from
+    of = lambda m: weights_hash(m) if m and Path(m).is_dir() else m
+    return [of(clip), of(start), [file_digest(Path(data)/f) for f in sorted({r["image"] for r in rows if "image" in r})]]
+
+def _numbered(rows, data, px): # Rows with the number of their image, and the images, each once
+    from pathgen.clip import load_images
+    files = sorted({r["image"] for r in rows if "image" in r})
+    at = {f:i for i,f in enumerate(files)}
+    return [r | ({"image":at[r["image"]]} if "image" in r else {}) for r in rows], load_images([Path(data)/f for f in files], px) if files else None
+
+def _said(rows): # All that is said in conversations
+    return [t for r in rows for turn in [(r["prompt"], r["answer"]), *r.get("more", ())] for t in turn]
+
+# %% ../nbs/05_lmm.ipynb #0788cbeb
+def teach(
+    lessons:list, # (conversations as of `Talks`, but with files below `data` for images; names of the weights to train; epochs; learning rate)
+    out, # Folder of the model
+    data, # Root of everything produced
+    clip=None, # CLIP whose tower sees: folder or name
+    start=None, # Model or LLM to start from: folder or name
+    px:int=None, # Side of the images, px; the tower's own where None
+    seed:int=0, # Of weights, order and augmentation
+    device:str="cpu", # cpu, cuda
+    role:dict=None, # For an agent: role, prompt_hash
+    texts=(), # More texts that a new tokenizer is to know
+    **kw, # batch, accumulate, checkpointing of `train_lmm`
+)->tuple: # the model, losses of each lesson
+    "Train a model, or load it if it is trained already."
+    import shutil
+    out, every = Path(out), [r for l in lessons for r in l[0]]
+    key, record = digest(every, [l[1:] for l in lessons], _contents(every, data, clip, start), px, seed, role, texts, kw), out/"training.json"
+    done = read_json(record) if record.is_file() else {}
+    if done.get("key") == key: return load_lmm(out, device), done["losses"]
+    record.unlink(missing_ok=True)
+    m, losses = _untaught([*_said(every), *texts], clip, start, px, seed), []
+    m.model.to(device); m.device = device
+    for k,(rows,parts,epochs,lr) in enumerate(lessons):
+        talks = Talks(m, *_numbered(rows, data, m.px))
+        ls = train_lmm(m, talks, out/"checkpoints"/f"{key}-{k}", parts, epochs, lr=lr, seed=seed, desc=f"{out.name} {k+1}/{len(lessons)}", **kw)
+        losses.append([round(l, 4) for l in ls])
+    save_lmm(m, out, role, f"Taught {len(every)} conversations by pathgen. Weights trained on synthetic tissue know nothing about real tissue.")
+    write_json(dict(key=key, losses=losses), record)
+    shutil.rmtree(out/"checkpoints", ignore_errors=True)
+    return load_lmm(out, device), losses

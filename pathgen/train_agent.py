@@ -6,14 +6,14 @@ Docs: https://pathgen.github.io/pathgen/train_agent.html.md"""
 
 # %% auto #0
 __all__ = ['TISSUES', 'SURER', 'PARTS', 'fits', 'enhance_by_measure', 'draw_pairs', 'enhance_chunk', 'describing', 'revising',
-           'summarising', 'teach', 'test_items', 'measure_describe', 'measure_revise', 'measure_summarize',
-           'side_by_side', 'judged', 'show_agents', 'run_train_agent']
+           'summarising', 'test_items', 'measure_describe', 'measure_revise', 'measure_summarize', 'side_by_side',
+           'judged', 'show_agents', 'run_train_agent']
 
 # %% ../nbs/35_train_agent.ipynb #0c6190ae
-import functools, json
+import functools
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import (PathgenError, digest, each, file_digest, keep_good, need, one_line, read_json, read_table, rng, write_json, write_metrics,
+from .core import (PathgenError, each, file_digest, keep_good, need, one_line, read_table, rng, write_metrics,
                           write_table)
 from .chat import BREAK, ENHANCE, ask_many, builtin, get_provider, provenance, render
 from .describe import DESCRIBE, describe_items, describe_slide, flat_metrics, grade
@@ -127,65 +127,6 @@ def summarising(
     good = [dict(prompt=render(SUMMARISE, description=t), answer=a.value.caption) for t,a in zip(df.text, said) if not isinstance(a, PathgenError)]
     if good: return good
     raise PathgenError(f"provider {provider} summarised none of {len(df)} descriptions: {one_line(said[0])}")
-
-# %% ../nbs/35_train_agent.ipynb #9f4ede66
-def _untrained(rows, clip, px, seed, start, role): # A model to teach: from scratch, or from an LLM or agent that `start` names
-    from pathgen.lmm import Lmm, build_llm, build_lmm, llm_of, load_lmm, make_tokenizer
-    from pathgen.clip import load_clip
-    if start:
-        m = load_lmm(start)
-        return build_lmm(load_clip(clip, "cpu"), llm_of(m), m.tokenizer, px, seed) if role == "describe" else m
-    tok = make_tokenizer([r[k] for r in rows for k in ("prompt","answer")])
-    llm = build_llm(tok, seed)
-    return build_lmm(load_clip(clip, "cpu"), llm, tok, px, seed) if role == "describe" else Lmm(llm, tok, "untrained", "-")
-
-def _contents(rows, data, clip, start): # Digests of the images and models that a training starts from
-    from pathgen.lmm import weights_hash
-    of = lambda m: weights_hash(m) if m and Path(m).is_dir() else m
-    return [of(clip), of(start), [file_digest(Path(data)/f) for f in sorted({r["image"] for r in rows if "image" in r})]]
-
-def _numbered(rows, data, px): # Rows with the number of their image, and the images, each once
-    from pathgen.clip import load_images
-    files = sorted({r["image"] for r in rows if "image" in r})
-    at = {f:i for i,f in enumerate(files)}
-    return [r | ({"image":at[r["image"]]} if "image" in r else {}) for r in rows], load_images([Path(data)/f for f in files], px) if files else None
-
-# %% ../nbs/35_train_agent.ipynb #56cd034f
-def teach(
-    lessons:list, # (conversations, parts to train, epochs, learning rate), one after the other
-    out, # Folder of the model
-    data, # Root of everything produced
-    role, # `Role` of the agent
-    clip, # CLIP whose tower sees: folder or name
-    start=None, # Agent, LLM or None
-    px:int=None, # Side of the images
-    seed:int=0, # Of weights, order and augmentation
-    device:str="cpu", # cpu, cuda
-    **kw, # batch, accumulate, checkpointing of `train_lmm`
-)->tuple: # the agent, losses of each lesson
-    "Train an agent, or load it if it is trained already."
-    from pathgen.lmm import Talks, load_lmm, save_lmm, train_lmm
-    out, every = Path(out), [r for l in lessons for r in l[0]]
-    key, record = digest(every, [l[1:] for l in lessons], _contents(every, data, clip, start), px, seed, kw), out/"training.json"
-    done = read_json(record) if record.is_file() else {}
-    if done.get("key") == key: return load_lmm(out, device), done["losses"]
-    record.unlink(missing_ok=True)
-    m, losses = _untrained(every, clip, px, seed, start, role.name), []
-    m.model.to(device); m.device = device
-    for k,(rows,parts,epochs,lr) in enumerate(lessons):
-        talks = Talks(m, *_numbered(rows, data, m.px))
-        losses.append(train_lmm(m, talks, out/"checkpoints"/f"{key}-{k}", parts, epochs, lr=lr, seed=seed, desc=f"{role.name} {k+1}/{len(lessons)}", **kw))
-    save_lmm(m, out, dict(role=role.name, prompt_hash=role.prompt_hash), f"Taught {len(every)} conversations by pathgen. Weights trained on synthetic tissue know nothing about real tissue.")
-    return _finish(out, key, losses, device)
-
-# %% ../nbs/35_train_agent.ipynb #32c39175
-def _finish(out, key, losses, device): # Record that a model is trained, and drop its checkpoints
-    import shutil
-    from pathgen.lmm import load_lmm
-    losses = [[round(l, 4) for l in ls] for ls in losses]
-    write_json(dict(key=key, losses=losses), out/"training.json")
-    shutil.rmtree(out/"checkpoints", ignore_errors=True)
-    return load_lmm(out, device), losses
 
 # %% ../nbs/35_train_agent.ipynb #a89d970c
 def test_items(
@@ -314,13 +255,15 @@ def run_train_agent(data, seed, device, workers, max_failed, max_requests, role,
                     accumulate, lr, align_lr, checkpointing, test_per_slide):
     "The whole stage: conversations, an agent in data/models, and its numbers beside those of the builtin one."
     from pathgen.core import pick_device
+    from pathgen.lmm import teach
     get_provider(provider)
     data, chat = Path(data), dict(cache=str(Path(data)/"chat"), max_requests=max_requests)
-    clip, out = clip or data/"models/clip_init", data/"models"/role
+    out = data/"models"/role
     start = start or (str(data/"models/describe") if role == "revise" else None)
     lessons = _lessons_of(role, data, seed, workers, max_failed, provider, pairs, mpp, epochs, lr, align_epochs, align_lr, start is None, chat)
-    agent, losses = teach(lessons, out, data, PARTS[role], clip, start, image_px, seed, pick_device(device), batch=batch, accumulate=accumulate,
-                          checkpointing=checkpointing)
+    sees = clip or data/"models/clip_init" if role == "describe" else None
+    agent, losses = teach(lessons, out, data, sees, start, image_px, seed, pick_device(device), dict(role=PARTS[role].name, prompt_hash=PARTS[role].prompt_hash),
+                          batch=batch, accumulate=accumulate, checkpointing=checkpointing)
     m = dict(conversations=len(lessons[-1][0]), loss=float(np.mean(losses[-1][-20:])))
     items = _tested(role, data, test_per_slide, seed)
     said, tests = {}, dict(describe=measure_describe, revise=measure_revise, summarize=measure_summarize)[role]
