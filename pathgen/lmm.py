@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/lmm.html.md"""
 
 # %% auto #0
 __all__ = ['SPECIAL', 'TEMPLATE', 'TINY_LLM', 'PROJECTOR', 'BOTH', 'CARD', 'make_tokenizer', 'build_llm', 'Lmm', 'tower',
-           'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'save_lmm', 'weights_hash', 'load_lmm', 'teach']
+           'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'likelihood', 'save_lmm', 'weights_hash', 'load_lmm', 'teach']
 
 # %% ../nbs/05_lmm.ipynb #73929afa
 from dataclasses import dataclass
@@ -294,6 +294,32 @@ def train_lmm(
 def _printer():
     from transformers.trainer_callback import PrinterCallback
     return PrinterCallback
+
+# %% ../nbs/05_lmm.ipynb #32b5416e
+def _given(lmm, rows, images): # Ids, mask, pixels and spans of conversations, padded on the right
+    import torch
+    talks = Talks(lmm, rows, images)
+    pad = lambda rows, v: torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=v).to(lmm.device)
+    b = dict(input_ids=pad([i for i,_ in talks.ids], lmm.tokenizer.pad_token_id), attention_mask=pad([[1]*len(i) for i,_ in talks.ids], 0))
+    if "image" in rows[0]:
+        ims = [_picture(lmm, images[r["image"]]) for r in rows]
+        b["pixel_values"] = lmm.processor.image_processor(ims, return_tensors="pt")["pixel_values"].to(lmm.device, lmm.model.dtype)
+    return b, [spans for _,spans in talks.ids]
+
+def likelihood(
+    lmm:Lmm, # The model
+    rows:list, # Conversations as `Talks` takes them
+    images=None, # Their images, uint8 (N,px,px,3)
+)->np.ndarray: # (N,) mean log-probability of an answer token, nats
+    "How likely a model finds the answers of conversations."
+    import torch
+    out = []
+    for k in range(0, len(rows), lmm.batch):
+        b, spans = _given(lmm, rows[k:k+lmm.batch], images)
+        with torch.inference_mode(): logp = lmm.model(**b).logits.float().log_softmax(-1)
+        of = logp[:,:-1].gather(2, b["input_ids"][:,1:,None])[...,0]
+        out += [torch.cat([o[i-1:j-1] for i,j in sp]).mean().item() for o,sp in zip(of, spans)]
+    return np.array(out)
 
 # %% ../nbs/05_lmm.ipynb #0d933bc8
 CARD = """---
