@@ -6,8 +6,9 @@ Docs: https://pathgen.github.io/pathgen/clip.html.md"""
 
 # %% auto #0
 __all__ = ['CONTEXT', 'TINY', 'MEAN', 'STD', 'CARD', 'count_tokens', 'register', 'square', 'precision', 'normalize', 'Clip',
-           'Files', 'load_images', 'skip_empty', 'weight_hash', 'build_clip', 'join', 'augment', 'crew', 'Batches',
-           'fit', 'quick_attention', 'has_hf', 'to_hf', 'from_hf', 'save_hf', 'probe', 'save_clip', 'load_clip']
+           'Files', 'load_images', 'skip_empty', 'weight_hash', 'build_clip', 'class_vectors', 'join', 'augment',
+           'crew', 'Batches', 'fit', 'quick_attention', 'has_hf', 'to_hf', 'from_hf', 'save_hf', 'probe', 'save_clip',
+           'load_clip']
 
 # %% ../nbs/04_clip.ipynb #03e734e1
 from pathlib import Path
@@ -211,6 +212,15 @@ def _tokenizer(arch):
     except (OSError, ValueError) as e:
         name = open_clip.get_model_config(arch)["text_cfg"].get("hf_tokenizer_name")
         raise PathgenError(f"{arch} reads words with the tokenizer {name}, which is not on this machine: fetch it (huggingface-cli download {name}) first") from e
+
+# %% ../nbs/04_clip.ipynb #23292966
+def class_vectors(
+    clip:Clip, # Model
+    prompts:dict, # Class to its sentences
+)->np.ndarray: # (classes,D) unit vectors
+    "Mean vector of the sentences of each class."
+    v = np.stack([clip.encode_texts(list(ps)).mean(0) for ps in prompts.values()])
+    return v/np.linalg.norm(v, axis=1, keepdims=True)
 
 # %% ../nbs/04_clip.ipynb #1a87241d
 def join(
