@@ -6,8 +6,8 @@ Docs: https://pathgen.github.io/pathgen/section.html.md"""
 
 # %% auto #0
 __all__ = ['MAP', 'APERIO', 'GROUND_SHOWS', 'OF_CELLS', 'CELL_BITS', 'outline', 'split', 'grow', 'soft', 'section', 'thick',
-           'artefacts', 'fold', 'mark', 'dust', 'mount', 'strips', 'write_svs', 'overview', 'parts_of', 'painted',
-           'described', 'mitoses_at', 'write_truth', 'prune']
+           'artefacts', 'fold', 'mark', 'dust', 'mount', 'strips', 'write_svs', 'write_tif', 'overview', 'parts_of',
+           'painted', 'described', 'mitoses_at', 'write_truth', 'prune']
 
 # %% ../nbs/09_section.ipynb #7cc59404
 from pathlib import Path
@@ -246,20 +246,12 @@ def write_svs(strips, # Iterator of (rows, width, 3) uint8, rows a multiple of 2
               quality=80 # Of the JPEG tiles
              ):
     "Write an Aperio-like pyramid: levels of 1, 4 and 16, tiles of 256, JPEG"
-    tiles, small = [], [[], []]
-    for im in strips:
-        tiles += _tiles(im, quality)
-        z = Image.fromarray(im)
-        for k, level in zip((4, 16), small): level.append(np.asarray(z.reduce(k)))
     import tifffile
+    tiles, levels = _pyramid(strips, quality)
     text = APERIO.format(w=width, h=height, q=quality, mpp=mpp, power=round(10 / mpp),
                          name=Path(path).stem)
-    levels = [np.concatenate(s) for s in small]
     with tifffile.TiffWriter(path, bigtiff=False) as tif:
-        opts = dict(tile=(256, 256), photometric="ycbcr", subsampling=(2, 2),
-                    compression="jpeg",
-                    dtype=np.uint8, metadata=None, software=False)
-        tif.write(iter(tiles), shape=(height, width, 3), description=text, **opts)
+        tif.write(iter(tiles), shape=(height, width, 3), description=text, **_TILED)
         thumb = np.ascontiguousarray(levels[1])
         tif.write(thumb, photometric="rgb", rowsperstrip=thumb.shape[0],
                   compression=None, metadata=None,
@@ -267,9 +259,36 @@ def write_svs(strips, # Iterator of (rows, width, 3) uint8, rows a multiple of 2
         for z in levels:
             tif.write(iter(_tiles(z, quality)), shape=z.shape,
                       description=text.split("|")[0],
-                      subfiletype=0, **opts)
+                      subfiletype=0, **_TILED)
+
+def write_tif(strips, # As `write_svs`
+              width, # Of level 0
+              height, # Of level 0
+              mpp, # µm a pixel
+              path, # File to write
+              quality=80 # Of the JPEG tiles
+             ):
+    "Write the same pyramid as a plain tiled TIFF that states its resolution"
+    import tifffile
+    tiles, levels = _pyramid(strips, quality)
+    res = lambda k: dict(resolution=(1e4 / mpp / k,) * 2, resolutionunit="CENTIMETER")
+    with tifffile.TiffWriter(path, bigtiff=False) as tif:
+        tif.write(iter(tiles), shape=(height, width, 3), **res(1), **_TILED)
+        for k, z in zip((4, 16), levels):
+            tif.write(iter(_tiles(z, quality)), shape=z.shape, subfiletype=1, **res(k), **_TILED)
 
 # %% ../nbs/09_section.ipynb #df8458ec
+_TILED = dict(tile=(256, 256), photometric="ycbcr", subsampling=(2, 2), compression="jpeg",
+              dtype=np.uint8, metadata=None, software=False)
+
+def _pyramid(strips, quality): # Tiles of level 0; the levels of 4 and 16 whole
+    tiles, small = [], [[], []]
+    for im in strips:
+        tiles += _tiles(im, quality)
+        z = Image.fromarray(im)
+        for k, level in zip((4, 16), small): level.append(np.asarray(z.reduce(k)))
+    return tiles, [np.concatenate(s) for s in small]
+
 def _tiles(im, quality):
     from imagecodecs import jpeg8_encode
     out = []
