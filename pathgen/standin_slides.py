@@ -6,7 +6,7 @@ Docs: https://pathgen.github.io/pathgen/standin_slides.html.md"""
 
 # %% auto #0
 __all__ = ['MPP', 'SECTION', 'GERMINAL', 'HISTIOCYTES', 'EXTENT', 'BLAND', 'LESIONS', 'TYPES', 'KINDS', 'GROUPS', 'BREAST',
-           'PARTS_OF', 'LABELS', 'CODE', 'node', 'region', 'spot', 'cells', 'tumour', 'sheet', 'decoys', 'metastases',
+           'SET_NAMES', 'LABELS', 'CODE', 'node', 'region', 'spot', 'cells', 'tumour', 'sheet', 'decoys', 'metastases',
            'on_map', 'put', 'lesion', 'breast', 'compose', 'seen', 'write_outline', 'paint_slide', 'write_labels',
            'slide_items', 'run_standin_slides']
 
@@ -21,7 +21,7 @@ from .paint import (BASE, MALIGNANT, add_cells, attributes, develop, glands, ins
                            nuclei, paint_regions, smooth, spread, stain, u8, vary)
 from .section import (MAP, artefacts, mitoses_at, mount, outline, section, soft, split, strips,
                              write_svs, write_tif, write_truth)
-from .sets import write_xlsx
+from .sets import read_slide_set, write_xlsx
 
 # %% ../nbs/16_standin_slides.ipynb #27938964
 MPP = 0.5 # µm a level-0 pixel
@@ -261,8 +261,8 @@ def write_outline(mask, # (n, n) bool, lesion on the map
         a = ET.SubElement(every, "Annotation", Name=f"_{n}", Type="Polygon", PartOfGroup="metastases",
                           Color="#F4FA58")
         points = ET.SubElement(a, "Coordinates")
-        for m, (y, x) in enumerate(line[:-1]):
-            ET.SubElement(points, "Coordinate", Order=str(m), X=f"{(x - 0.5) * k:g}", Y=f"{(y - 0.5) * k:g}")
+        for m, (y, x) in enumerate((line[:-1] - 0.5) * k):
+            ET.SubElement(points, "Coordinate", Order=str(m), X=f"{x:g}", Y=f"{y:g}")
     group = ET.SubElement(ET.SubElement(root, "AnnotationGroups"), "Group", Name="metastases",
                           PartOfGroup="None", Color="#64FE2E")
     ET.SubElement(group, "Attributes")
@@ -278,7 +278,8 @@ def paint_slide(item, # key, slide_id, set, kind, label, centre, px, seed
                         path # The slide; beside it go its truth and the outline of its lesion
                        ):
     "Paint a slide"
-    look, sid = stain(seeded(item["seed"], "standin_slides", item["set"], item["centre"]), 1.3), item["slide_id"]
+    sid, centre = item["slide_id"], seeded(item["seed"], "standin_slides", item["set"], item["centre"])
+    look = stain(centre, 1.3)
     for k in range(30):
         rng = seeded(item["seed"], "standin_slides", sid, k)
         cv, ids, regions = compose(item, rng)
@@ -314,40 +315,45 @@ def _camelyon16(train, test, seed):
             label = "normal" if kind == "negative" else "tumor"
             stem = "test" if part == "test" else label
             seen[stem] += 1
-            sid, where = f"{stem}_{seen[stem]:03d}", "testing/images" if part == "test" else f"training/{label}"
-            out.append(dict(key=f"{where}/{sid}.tif", slide_id=sid, kind=kind, label=label, centre=int(rng.integers(2))))
+            sid = f"{stem}_{seen[stem]:03d}"
+            where = "testing/images" if part == "test" else f"training/{label}"
+            out.append(dict(key=f"{where}/{sid}.tif", slide_id=sid, kind=kind, label=label,
+                            centre=int(rng.integers(2))))
     return out
 
 def _camelyon17(patients, nodes, seed):
     out = []
     for c in range(5):
         rng = seeded(seed, "standin_slides", "camelyon17", c)
-        kinds = _dealt(patients * nodes, dict(negative=0.45, itc=0.15, micro=0.17, macro=0.23), rng)
-        for k, kind in enumerate(kinds):
+        shares = dict(negative=0.45, itc=0.15, micro=0.17, macro=0.23)
+        for k, kind in enumerate(_dealt(patients * nodes, shares, rng)):
             sid = f"patient_{20 * c + k // nodes:03d}_node_{k % nodes}"
-            out.append(dict(key=f"training/center_{c}/{sid}.tif", slide_id=sid, kind=kind, label=kind, centre=c))
+            out.append(dict(key=f"training/center_{c}/{sid}.tif", slide_id=sid, kind=kind, label=kind,
+                            centre=c))
     return out
 
 def _bracs(train, val, test, seed):
-    out, n = [], dict(train=train, val=val, test=test)
+    out, n, groups = [], dict(train=train, val=val, test=test), list(GROUPS.values())
     number = seeded(seed, "standin_slides", "bracs").permutation(sum(n.values())).tolist()
     for part, m in n.items():
         rng = seeded(seed, "standin_slides", "bracs", part)
-        kinds = [list(GROUPS.values())[k % 3][k // 3 % len(list(GROUPS.values())[k % 3])] for k in range(m)]
+        kinds = [groups[k % 3][k // 3 % len(groups[k % 3])] for k in range(m)]
         for k, kind in enumerate(rng.permutation(kinds).tolist()):
-            group, sid = next(g for g, ts in GROUPS.items() if kind in ts), f"BRACS_{number[len(out)] + 1:03d}"
-            out.append(dict(key=f"BRACS_WSI/{part}/Group_{group}/Type_{kind}/{sid}.svs", slide_id=sid, kind=kind,
-                            label=kind, centre=0, part=part, patient=1000 * list(n).index(part) + k // 2 + 1))
+            sid, group = f"BRACS_{number[len(out)] + 1:03d}", next(g for g in GROUPS if kind in GROUPS[g])
+            out.append(dict(key=f"BRACS_WSI/{part}/Group_{group}/Type_{kind}/{sid}.svs", slide_id=sid,
+                            kind=kind, label=kind, centre=0, part=part,
+                            patient=1000 * list(n).index(part) + k // 2 + 1))
     return out
 
 # %% ../nbs/16_standin_slides.ipynb #ef473458
-PARTS_OF = dict(train="Training", val="Validation", test="Testing")
+SET_NAMES = dict(train="Training", val="Validation", test="Testing")
 
 def _label_camelyon16(items, out):
     size = dict(negative="None", micro="Micro", macro="Macro")
-    rows = [f"{i['slide_id']},{i['label'].capitalize()},{'None' if i['kind'] == 'negative' else 'IDC'},{size[i['kind']]}\n"
+    kind = dict(normal="None", tumor="IDC")
+    rows = [",".join([i["slide_id"], i["label"].capitalize(), kind[i["label"]], size[i["kind"]]])
             for i in items if i["slide_id"].startswith("test")]
-    write_text("".join(rows), out / "testing/reference.csv")
+    write_text("\n".join(rows) + "\n", out / "testing/reference.csv")
 
 def _stage(kinds): # pN stage of a patient
     macro = kinds.count("macro")
@@ -362,8 +368,9 @@ def _label_camelyon17(items, out):
     write_text("".join(rows), out / "training/stage_labels.csv")
 
 def _label_bracs(items, out):
-    rows = [{"WSI Filename": i["slide_id"], "Patient Id": i["patient"], "RoI": 0, "WSI label": i["kind"],
-             "Set": PARTS_OF[i["part"]]} for i in sorted(items, key=lambda i: i["slide_id"])]
+    rows = [{"WSI Filename": i["slide_id"], "Patient Id": i["patient"], "RoI": 0,
+             "WSI label": i["kind"], "Set": SET_NAMES[i["part"]]}
+            for i in sorted(items, key=lambda i: i["slide_id"])]
     write_xlsx(pd.DataFrame(rows), out / "BRACS.xlsx", "WSI_Information")
 
 LABELS = dict(camelyon16=_label_camelyon16, camelyon17=_label_camelyon17, bracs=_label_bracs)
@@ -374,13 +381,15 @@ def write_labels(name, # Key of `LABELS`
                 ):
     "Write what lies beside the slides"
     LABELS[name](items, out)
-    write_json(dict(set=name, made_by="pathgen run standin_slides", note="Painted, not tissue. A section of about a "
-                    "millimetre stands for one of 5.6 mm; extents are reduced likewise, cells are not."), out / "standin.json")
+    note = (f"Painted, not tissue. A section of about a millimetre stands for one of {SECTION} mm; "
+            "extents are reduced likewise, cells are not.")
+    write_json(dict(set=name, made_by="pathgen run standin_slides", note=note), out / "standin.json")
 
 # %% ../nbs/16_standin_slides.ipynb #b0cdf0e1
-CODE = [paint_slide, compose, node, breast, region, lesion, put, metastases, decoys, sheet, spot, tumour, on_map, seen,
-        write_outline, section, strips, mount, artefacts, outline, split, soft, write_svs, write_tif, write_truth, paint_regions,
-        glands, nests, nuclei, develop, attributes, stain, vary]
+CODE = [paint_slide, compose, node, breast, region, lesion, put, metastases, decoys, sheet, spot,
+        tumour, on_map, seen, write_outline, section, strips, mount, artefacts, outline, split, soft,
+        write_svs, write_tif, write_truth, paint_regions, glands, nests, nuclei, develop, attributes,
+        stain, vary]
 
 def slide_items(camelyon16, # Slides for training and for testing
                 camelyon17, # Patients a hospital, nodes a patient
@@ -392,23 +401,27 @@ def slide_items(camelyon16, # Slides for training and for testing
     if px % 32 or not 1792 <= px <= 8192:
         raise PathgenError(f"standin_slides.slide_px is {px}: take a multiple of 32 from 1792 to 8192")
     if camelyon17[0] > 20 or camelyon17[1] > 5:
-        raise PathgenError("standin_slides: CAMELYON17 has at most 20 patients a hospital (camelyon17_patients) of 5 slides (camelyon17_nodes)")
-    sets = dict(camelyon16=_camelyon16(*camelyon16, seed), camelyon17=_camelyon17(*camelyon17, seed), bracs=_bracs(*bracs, seed))
-    return {s: [dict(i, key=f"{s}/{i['key']}", set=s, px=px, seed=seed) for i in items] for s, items in sets.items()}
+        raise PathgenError("standin_slides: CAMELYON17 has at most 20 patients a hospital "
+                           "(camelyon17_patients) of 5 slides (camelyon17_nodes)")
+    sets = dict(camelyon16=_camelyon16(*camelyon16, seed), camelyon17=_camelyon17(*camelyon17, seed),
+                bracs=_bracs(*bracs, seed))
+    return {s: [dict(i, key=f"{s}/{i['key']}", set=s, px=px, seed=seed) for i in items]
+            for s, items in sets.items()}
 
-def run_standin_slides(data, seed, workers, max_failed, camelyon16_train, camelyon16_test, camelyon17_patients,
-                       camelyon17_nodes, bracs_train, bracs_val, bracs_test, slide_px
+def run_standin_slides(data, seed, workers, max_failed, camelyon16_train, camelyon16_test,
+                       camelyon17_patients, camelyon17_nodes, bracs_train, bracs_val, bracs_test,
+                       slide_px
                       ) -> pd.DataFrame: # set, slide_id, kind, label, centre, key
     "Paint the slides of the three sets and write their labels"
     out = Path(data) / "standin_slides"
     sets = slide_items((camelyon16_train, camelyon16_test), (camelyon17_patients, camelyon17_nodes),
                        (bracs_train, bracs_val, bracs_test), slide_px, seed)
     items = [i for s in sets.values() for i in s]
-    looks = dict(extent=EXTENT, lesions={k: list(v) for k, v in LESIONS.items()}, decoys=[vars(GERMINAL), vars(HISTIOCYTES)])
-    each(paint_slide, items, out, lambda i: i["key"], "", params=looks, inputs=lambda i: i, code=CODE, workers=workers,
-         max_failed=max_failed, desc="slides of stand-ins")
+    looks = [EXTENT, {k: list(v) for k, v in LESIONS.items()}, vars(GERMINAL), vars(HISTIOCYTES)]
+    each(paint_slide, items, out, lambda i: i["key"], "", params=looks, inputs=lambda i: i, code=CODE,
+         workers=workers, max_failed=max_failed, desc="slides of stand-ins")
     for s, z in sets.items(): write_labels(s, z, out / s)
-    df = pd.DataFrame(items).drop(columns=["px", "seed", "part", "patient"])
-    write_metrics("standin_slides", {f"{s}_{k}": n for (s, k), n in df.groupby(["set", "kind"]).size().items()}
-                  | {f"{s}_slides": len(z) for s, z in sets.items()}, data)
-    return df
+    tables = {s: read_slide_set(s, out / s) for s in sets}
+    classes = {f"{s}_{c}": n for s, t in tables.items() for c, n in t.label.value_counts().items()}
+    write_metrics("standin_slides", {f"{s}_slides": len(t) for s, t in tables.items()} | classes, data)
+    return pd.DataFrame(items).drop(columns=["px", "seed", "part", "patient"])
