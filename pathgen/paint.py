@@ -83,6 +83,7 @@ def stain_luts(s # Stain of the slide
     e = [u8(w * np.exp(-x * c * s.gain_e) + 0.5).tolist() for c, w in zip(s.e, s.white)]
     return h, e
 
+# %% ../nbs/07_paint.ipynb #9e7911c8
 def to_rgb(h, # (rows, columns) uint8 haematoxylin
            e, # (rows, columns) uint8 eosin
            luts # From `stain_luts`

@@ -321,6 +321,7 @@ def _camelyon16(train, test, seed):
                             centre=int(rng.integers(2))))
     return out
 
+# %% ../nbs/16_standin_slides.ipynb #608e9bfc
 def _camelyon17(patients, nodes, seed):
     out = []
     for c in range(5):
