@@ -6,11 +6,11 @@ Docs: https://pathgen.github.io/pathgen/paint.html.md"""
 
 # %% auto #0
 __all__ = ['BASE', 'H_OD', 'E_OD', 'GROUNDS', 'NUCLEI', 'PITCH', 'GLANDS', 'NESTS', 'ORGANS', 'MALIGNANT', 'CLASSES', 'DEGREE',
-           'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'key_rng', 'gallery', 'stain', 'stain_luts',
-           'to_rgb', 'blur', 'u8', 'noise', 'warp', 'fibres', 'cells_wall', 'ground', 'nuclei', 'mitoses', 'stamp',
-           'glands', 'nests', 'attributes', 'findings_of', 'painted_findings', 'canvas', 'lay', 'smooth', 'angle_at',
-           'spread', 'inside', 'add_cells', 'put_gland', 'sprites_of', 'place', 'covered', 'fill', 'paint_regions',
-           'ground_of', 'develop', 'by_row', 'paint_patch']
+           'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'key_rng', 'gallery', 'stain', 'vary',
+           'stain_luts', 'to_rgb', 'blur', 'u8', 'noise', 'warp', 'fibres', 'cells_wall', 'ground', 'nuclei', 'mitoses',
+           'stamp', 'glands', 'nests', 'attributes', 'findings_of', 'painted_findings', 'canvas', 'lay', 'smooth',
+           'angle_at', 'spread', 'inside', 'add_cells', 'put_gland', 'sprites_of', 'place', 'covered', 'fill',
+           'paint_regions', 'ground_of', 'develop', 'by_row', 'paint_patch']
 
 # %% ../nbs/07_paint.ipynb #9c20e67b
 import functools, io, zlib
@@ -67,6 +67,14 @@ def stain(rng, # Generator
         white=np.clip(243 + rng.normal(0, 3 * spread, 3) + rng.normal(0, 2), 226, 252),
         blur=float(max(rng.normal(0.05, 0.45 * spread), 0)))
 
+def vary(look, # Stain of a slide, or of one laboratory
+         rng # Generator
+        ) -> SimpleNamespace: # Stain of one field of it, or of one slide
+    "Another thickness and focus"
+    t, out = np.exp(rng.normal(0, 0.1)), max(look.blur + rng.normal(0, 0.25), 0)
+    return SimpleNamespace(**vars(look) | dict(gain_h=look.gain_h * t, gain_e=look.gain_e * t,
+                                               blur=float(out)))
+
 def stain_luts(s # Stain of the slide
               ) -> tuple: # Tables of 256 for H and for E, three colours each
     "How much light of each colour an amount of stain lets through"
@@ -75,6 +83,7 @@ def stain_luts(s # Stain of the slide
     e = [u8(w * np.exp(-x * c * s.gain_e) + 0.5).tolist() for c, w in zip(s.e, s.white)]
     return h, e
 
+# %% ../nbs/07_paint.ipynb #9e7911c8
 def to_rgb(h, # (rows, columns) uint8 haematoxylin
            e, # (rows, columns) uint8 eosin
            luts # From `stain_luts`

@@ -1,5 +1,6 @@
 "The published forms of the nine sets, with their faults, and the real samples."
 import json, shutil
+from pathlib import Path
 import h5py, numpy as np, pandas as pd, pytest
 from PIL import Image
 from pathgen import sets as S
@@ -201,3 +202,113 @@ def test_real_samples_are_read(real):
     for df in (crc, osteo, lung.head(8)):
         images, bad = S.read_images(df, 112)
         assert not bad and images.std((1,2,3)).min() > 3
+
+def touch(root, *names):
+    for n in names:
+        (root/n).parent.mkdir(parents=True, exist_ok=True)
+        (root/n).touch()
+
+def camelyon16(root, today=False):
+    "Nine slides as in 2016, or as they are laid out today, with masks beside them."
+    places = dict(normal="images", tumor="images", test="images") if today else dict(normal="training/normal", tumor="training/tumor", test="testing/images")
+    for stem,n in dict(normal=3, tumor=3, test=3).items(): touch(root, *(f"{places[stem]}/{stem}_{k:03d}.tif" for k in range(1, n+1)))
+    touch(root, "masks/tumor_001_mask.tif", "annotations/tumor_001.xml", "training/lesion_annotations/tumor_001.xml")
+    sheet = root/("evaluation/reference.csv" if today else "testing/reference.csv")
+    sheet.parent.mkdir(exist_ok=True)
+    sheet.write_text("image,class,type,size\n"*today + "test_001,Tumor,IDC,Macro\ntest_002,Normal,None,None\ntest_003.tif,tumor,Other,Micro\n")
+    return sheet
+
+def camelyon17(root, today=False, patients=(0,1,2,20,21,40,60,80)):
+    stages, rows = S.SLIDE_CLASSES["camelyon17"], ["patient,stage"]
+    for p in patients:
+        rows.append(f"patient_{p:03d}.zip,pN1")
+        for n in range(5):
+            touch(root, f"images/patient_{p:03d}_node_{n}.tif" if today else f"training/center_{p//20}/patient_{p:03d}_node_{n}.tif")
+            rows.append(f"patient_{p:03d}_node_{n}.tif,{stages[n%4]}")
+    touch(root, "masks/patient_000_node_4_mask.tif", "testing/patient_100_node_0.tif")
+    sheet = root/("stage_labels.csv" if today else "training/stage_labels.csv")
+    sheet.write_text("\n".join(rows))
+    return sheet
+
+def bracs(root, rows=None):
+    groups = dict(BT=("N","PB","UDH"), AT=("FEA","ADH"), MT=("DCIS","IC"))
+    made = []
+    for part,split in dict(train="Training", val="Validation", test="Testing").items():
+        for g,t in ((g,t) for g,ts in groups.items() for t in ts):
+            sid = f"BRACS_{len(made)+1}"
+            touch(root, f"BRACS_WSI/{part}/Group_{g}/Type_{t}/{sid}.svs")
+            made.append({"WSI Filename":sid, "Patient Id":len(made)//2, "RoI":3, "WSI label":t, "Set":split})
+    S.write_xlsx(pd.DataFrame(made if rows is None else rows(made)), root/"BRACS.xlsx", "WSI_Information")
+    return root/"BRACS.xlsx"
+
+def slide_line(name, root, split=False):
+    with pytest.raises(PathgenError) as e:
+        df = S.read_slide_set(name, root)
+        if split: S.split_slides(df, .1, 0)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+@pytest.mark.parametrize('today', [False, True])
+def test_camelyon_is_read_as_it_was_and_as_it_is_laid_out(today, tmp_path):
+    camelyon16(tmp_path/"a", today)
+    df = S.read_slide_set("camelyon16", tmp_path/"a").set_index("slide_id")
+    assert df.label.to_dict()=={**{f"{s}_{k:03d}":s for s in ("normal","tumor") for k in (1,2,3)}, "test_001":"tumor", "test_002":"normal", "test_003":"tumor"}
+    assert df.split.to_dict()=={i:"test"*i.startswith("test") for i in df.index} and not df.attrs["standin"]
+    camelyon17(tmp_path/"b", today)
+    df = S.read_slide_set("camelyon17", tmp_path/"b")
+    assert list(df)==["slide_id","path","patient_id","label","split"] and len(df)==40 and df.path.map(lambda p: Path(p).is_file()).all()
+    assert set(df[df.split=="test"].patient_id)=={"patient_060","patient_080"} and set(df.split)=={"","test"}
+    assert df.label[:5].tolist()==["negative","itc","micro","macro","negative"]
+
+def test_bracs_has_its_published_split_and_three_classes(tmp_path):
+    bracs(tmp_path, lambda rows: [r | {"WSI Filename":f"{r['WSI Filename']}.svs"} for r in rows])
+    df = S.read_slide_set("bracs", tmp_path)
+    assert df.groupby("split").label.apply(lambda l: sorted(l)).to_dict()=={s:["atypical"]*2+["benign"]*3+["malignant"]*2 for s in ("train","val","test")}
+    assert df.set_index("slide_id").patient_id["BRACS_5"]=="2" and S.split_slides(df, .1, 0).equals(df)
+
+def test_slides_are_split_by_patient_with_every_class_in_validation(tmp_path):
+    camelyon17(tmp_path, patients=[*range(20), *range(20,26), 60, 80])
+    df = S.read_slide_set("camelyon17", tmp_path)
+    out = S.split_slides(df, .1, 0)
+    assert (out.groupby("patient_id").split.nunique()==1).all() and out.attrs==df.attrs
+    assert out[out.split=="val"].label.nunique()==4 and abs((out.split=="val").sum()/(df.split=="").sum()-.1) < .04
+    assert (out.split[df.split=="test"]=="test").all() and S.split_slides(df, .1, 0).equals(out)
+    assert any(not S.split_slides(df, .1, s).equals(out) for s in (1,2,3))
+
+def test_faults_of_slide_sets_are_said_in_one_line(tmp_path):
+    assert "holds no slide such as normal_001.tif" in slide_line("camelyon16", tmp_path)
+    assert "is not a set of slides: they are camelyon16" in slide_line("camelyon", tmp_path)
+    camelyon16(tmp_path/"a").unlink()
+    assert "reference.csv is missing: fetch the published labels" in slide_line("camelyon16", tmp_path/"a")
+    sheet = camelyon16(tmp_path/"a")
+    sheet.write_text("test_001,Tumor\n")
+    assert "lacks 2 of 3 slides, such as test_002" in slide_line("camelyon16", tmp_path/"a")
+    sheet.write_text("test_001,Tumor\ntest_001,Normal\ntest_002,Normal\ntest_003,Normal\n")
+    assert "lists 1 slides twice, such as test_001: keep one row of each" in slide_line("camelyon16", tmp_path/"a")
+    sheet.write_text("test_001,Tumor\ntest_002,Normal\ntest_003,Normal\ntest_004,Normal\n")
+    assert "lists 1 slides that are not there, such as test_004: fetch them" in slide_line("camelyon16", tmp_path/"a")
+    sheet.write_text("test_001,Tumor\ntest_002,Healthy\ntest_003,\n")
+    assert "has 2 unknown labels, such as 'healthy' of test_002: they are normal, tumor" in slide_line("camelyon16", tmp_path/"a")
+    camelyon16(tmp_path/"a")
+    touch(tmp_path/"a", "images/tumor_001.tif")
+    assert "holds tumor_001 twice" in slide_line("camelyon16", tmp_path/"a")
+
+def test_faults_of_the_sheets_are_said_in_one_line(tmp_path):
+    camelyon17(tmp_path/"b").write_text("slide,stage\n")
+    assert "lacks the column patient" in slide_line("camelyon17", tmp_path/"b")
+    bracs(tmp_path/"c", lambda rows: [r | {"Set":"Held out"} if r["WSI Filename"]=="BRACS_3" else r for r in rows])
+    assert "'held out' of bracs_3: they are training, validation, testing" in slide_line("bracs", tmp_path/"c")
+    S.write_xlsx(pd.DataFrame(dict(a=[1])), tmp_path/"c/BRACS.xlsx")
+    assert "BRACS.xlsx cannot be read" in slide_line("bracs", tmp_path/"c")
+    (tmp_path/"c/BRACS.xlsx").unlink()
+    assert "BRACS.xlsx is missing" in slide_line("bracs", tmp_path/"c")
+
+def test_a_part_without_a_class_is_refused(tmp_path):
+    camelyon17(tmp_path/"b", patients=[0,20,40])
+    assert "no slide of the class negative is for test" in slide_line("camelyon17", tmp_path/"b", split=True)
+    camelyon17(tmp_path/"d", patients=[0,60])
+    assert "no choice of patients leaves every class both in training and in validation" in slide_line("camelyon17", tmp_path/"d", split=True)
+
+def test_the_names_of_slide_classes_go_together():
+    for name,classes in S.SLIDE_CLASSES.items():
+        assert list(S.SLIDE_PROMPTS[name])==classes and {len(v) for v in S.SLIDE_PROMPTS[name].values()}=={5}
