@@ -33,6 +33,7 @@ def find_root(
 # %% ../nbs/90_cli.ipynb #700e4ecb
 SHARED = {s:"40_train_clip" for s in ("clip_init","clip_pathgen","clip","clip_mixed","clip_long")} | {
     f"{a}_train":"35_train_agent" for a in ("describe","revise","summarize")} | {
+    f"llava{s}":"42_llava" for s in ("","_init","_blind")} | {
     f"{job}{s}":n for s,n in dict(slides="11_slides", tile="20_tile", embed="21_embed").items() for job in ("","mil_")}
 
 def stages(
