@@ -112,15 +112,17 @@ def dialogue_by_rule(
 
 # %% ../nbs/41_instruct.ipynb #6bc85965
 KINDS = dict(architecture=("architecture",), background=("stroma","cells"), nuclei=("nuclei",), field=("architecture","stroma","cells","nuclei"))
-NEAR = dict(fibrous_stroma="desmoplasia fibrosis fibroblasts", desmoplasia="fibrosis fibroblasts", lymphocytes="plasma_cells", atypia="enlarged_nuclei hyperchromasia "
-    "pleomorphism prominent_nucleoli high_nc_ratio", inflammation="lymphocytes plasma_cells neutrophils eosinophils macrophages", necrosis="apoptosis ulceration",
-    mucin="secretions", solid_growth="nests hypercellularity", normal_glands="preserved_architecture follicles", disordered_architecture="infiltrating_glands cribriform "
-    "solid_growth", infiltrating_glands="cribriform", spindle_cells="fascicles fibroblasts smooth_muscle", hemorrhage="vessels", enlarged_nuclei="high_nc_ratio")
+NEAR = dict(fibrous_stroma="desmoplasia fibrosis fibroblasts", desmoplasia="fibrosis fibroblasts", spindle_cells="fascicles fibroblasts smooth_muscle",
+    inflammation="lymphocytes plasma_cells neutrophils eosinophils macrophages", lymphocytes="plasma_cells", necrosis="apoptosis ulceration", mucin="secretions",
+    hemorrhage="vessels", solid_growth="nests hypercellularity", normal_glands="preserved_architecture follicles", infiltrating_glands="cribriform",
+    disordered_architecture="infiltrating_glands cribriform solid_growth", atypia="enlarged_nuclei hyperchromasia pleomorphism prominent_nucleoli high_nc_ratio",
+    enlarged_nuclei="high_nc_ratio hyperchromasia pleomorphism prominent_nucleoli", hyperchromasia="pleomorphism prominent_nucleoli",
+    pleomorphism="prominent_nucleoli mitoses")
 
 def near(
     concept:str, # Id in the lexicon
 )->set: # Ids
-    "Findings that mean nearly the same."
+    "Findings that mean nearly the same, or seldom come alone."
     return {*NEAR.get(concept, "").split(), *(k for k,v in NEAR.items() if concept in v.split())}
 
 # %% ../nbs/41_instruct.ipynb #5aa6a61d
@@ -148,7 +150,8 @@ def pick_options(
 )->tuple: # findings of the right option, findings of the wrong ones, whether it is to be asked; None where the description does not give them
     "Draw the findings of a question."
     seen, w = {c for c,v in said.items() if v}, weights[kind]
-    right, wrong = [c for c in w if c in seen], {c:w[c][1] for c in w if c not in seen and not seen & near(c)}
+    right, fair = [c for c in w if c in seen], lambda c: c not in seen and (c in said or not seen & near(c))
+    wrong = {c:w[c][1] for c in w if fair(c)}
     n, m = (2,2) if kind == "pair" else (1,1) if kind == "reading" else (1,3)
     if len(right) < n or len(wrong) < m or kind == "reading" and "malignancy" not in said: return None
     a, p = [right[i] for i in g.permutation(len(right))[:n]], np.array(list(wrong.values()))
@@ -166,7 +169,7 @@ def plan_questions(
     return [(k, a, b) for i,(k,(a,b,ask)) in enumerate(made[:2]) if i == 0 or ask and g.random() < SECOND]
 
 # %% ../nbs/41_instruct.ipynb #1262243d
-SECOND = .7 # Share of images with a second question, where there is one to be asked
+SECOND = .35 # Share of images with a second question, where there is one to be asked
 
 def first_weights(
     shares:dict, # concept -> share of the descriptions that assert it
@@ -178,7 +181,7 @@ def first_weights(
 def balance(
     said, # List of concept -> bool, the claims of the descriptions
     seed:int=0, # Of the plans
-    rounds:int=12, # Times that the questions are planned
+    rounds:int=16, # Times that the questions are planned
     most:int=2000, # Descriptions that are looked at
 )->dict: # kind -> concept -> (asked, offered)
     "Find weights by which every finding is right as often as chance has it."
@@ -192,9 +195,8 @@ def balance(
             for c in a: right[k][c] += len(b)/len(a)
             for c in b: wrong[k][c] += 1
         for k,w in weights.items():
-            over = {c:(right[k][c]/wrong[k][c])**.5 for c in w}
-            top = max((w[c][0]/over[c] for c in w), default=1)
-            weights[k] = {c:(w[c][0]/over[c]/top, float(np.clip(w[c][1]*over[c], 1e-3, 1e3))) for c in w}
+            over = {c:(right[k][c]/wrong[k][c])**.25 for c in w}
+            weights[k] = {c:(float(np.clip(w[c][0]/over[c], .05, 1)), float(np.clip(w[c][1]*over[c], .001, 1000))) for c in w}
     return weights
 
 # %% ../nbs/41_instruct.ipynb #d053fd59
@@ -221,7 +223,7 @@ def word_options(
         if kind == "pair": return [f"{x} and {y}" for x,y in ((a,b[0]), (a,d[0]), (c,b[0]), (c,d[0]))]
         if kind == "reading": return [f"{x} with {SIGNS[s]}" for x in (a,c) for s in (malignant, not malignant)]
         return [a, c, *d]
-    for n in range(2 if kind == "pair" else int(g.integers(2, 6)), 0, -1):
+    for n in range(2 if kind == "pair" else int(g.integers(2, 5)), 0, -1):
         options = say(n)
         if np.ptp([len(o.split()) for o in options]) <= SPREAD: break
     return options
@@ -518,13 +520,14 @@ def grade(
     at = patches.set_index("patch_id")[["x","y","px"]]
     truth = {s:Truth.load(folder, s) for s in slides}
     known = {p:truth[s].patch(*map(int, at.loc[p])) for p,s in df[["patch_id","slide_id"]].drop_duplicates().values if s in truth}
-    right = lambda p, text: [known[p][c] is v for c,v in claims(text).items() if c in known[p]]
     rows = [r for r in df.itertuples() if r.patch_id in known]
-    true = {k:[v for r in rows if r.kind == k for v in right(r.patch_id, r.answer)] for k in ("choice","dialogue")}
-    wrong = [right(r.patch_id, o) for r in rows if r.kind == "choice" for o in r.options if o != r.answer]
-    false = [not all(w) for w in wrong if w]
-    share = lambda vs: float(np.mean(vs)) if len(vs) else None
-    return dict(choice_true=share(true["choice"]), options_false=share(false), dialogue_true=share(true["dialogue"]))
+    true = lambda r, text: [known[r.patch_id].get(c, v) is v for c,v in claims(text).items()]
+    open_ = lambda r, text: not claims(text).keys() <= known[r.patch_id].keys()
+    said = {k:[known[r.patch_id][c] is v for r in rows if r.kind == k for c,v in claims(r.answer).items() if c in known[r.patch_id]] for k in ("choice","dialogue")}
+    wrong = [(r, o) for r in rows if r.kind == "choice" for o in r.options if o != r.answer]
+    false = [not all(true(r, o)) for r,o in wrong if not all(true(r, o)) or not open_(r, o)]
+    share = lambda vs: float(np.mean(vs)) if vs else None
+    return dict(choice_true=share(said["choice"]), options_false=share(false), dialogue_true=share(said["dialogue"]))
 
 # %% ../nbs/41_instruct.ipynb #f15d4d91
 ROLES = dict(choice=CHOICE, dialogue=DIALOGUE)
