@@ -7,7 +7,7 @@ Docs: https://pathgen.github.io/pathgen/instruct.html.md"""
 # %% auto #0
 __all__ = ['ASPECTS', 'ASK', 'SAY', 'ANSWER', 'KINDS', 'NEAR', 'STEMS', 'SIGNS', 'SECOND', 'WHY', 'SOURCE', 'FOLDS', 'GUESS',
            'REQUEST', 'REASON', 'LOOK', 'IMAGES', 'ROLES', 'COLUMNS', 'CARD', 'aspect', 'facts', 'answer_on',
-           'dialogue_by_rule', 'near', 'pick_options', 'plan_questions', 'first_weights', 'balance', 'form_of',
+           'dialogue_by_rule', 'near', 'pick_options', 'plan_questions', 'first_weights', 'balance', 'form_of', 'forms',
            'word_options', 'choice_by_rule', 'names_source', 'check_turn', 'check_choice', 'option_words',
            'blind_chances', 'guess_by_words', 'Pick', 'lettered', 'guess_slide', 'guess_by_model', 'lay_out', 'turns',
            'llava_form', 'look', 'evaluation_looks', 'likest', 'evaluation_ids', 'guard', 'statistics', 'grade',
@@ -207,8 +207,16 @@ def form_of(
     concept:str, # Id in the lexicon
     n:int, # Words wanted
 )->str:
-    "The wording of a finding whose length comes nearest."
-    return min([*(phrase(concept, i) for i in range(4)), *CONCEPTS[concept].phrases], key=lambda p: abs(len(p.split())-n))
+    "The wording of a finding, and of no other, whose length comes nearest."
+    return min(forms(concept), key=lambda p: abs(len(p.split())-n))
+
+@functools.cache
+def forms(
+    concept:str, # Id in the lexicon
+)->list: # Noun phrases
+    "The wordings that say one finding alone."
+    every = [*(phrase(concept, i) for i in range(4)), *CONCEPTS[concept].phrases]
+    return [p for p in dict.fromkeys(every) if claims(p) == {concept:True}] or every[:1]
 
 def word_options(
     kind:str, # One of STEMS
@@ -371,8 +379,7 @@ def lay_out(
     seed:int=0, # Of the order
 )->pd.DataFrame: # The same with options laid out, and letter
     "Spread the right options evenly over the letters."
-    df = df.copy()
-    g = rng(seed, "letters")
+    df, g = df.assign(letter=""), rng(seed, "letters")
     for s in sorted(set(df.split)):
         rows = df.index[df.split == s]
         df.loc[g.permutation(rows),"letter"] = [*"ABCD"*(len(rows)//4+1)][:len(rows)]
@@ -426,7 +433,7 @@ def _looks(opened, threads): # Looks of images that are opened by functions; Non
     def one(f):
         try: return look(f())
         except (OSError, SyntaxError, ValueError): return None
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(one, opened))
+    with ThreadPoolExecutor(threads) as pool: return list(progress(pool.map(one, opened), "guard", len(opened)))
 
 def evaluation_looks(
     folder, # Of an evaluation set: image files, and arrays `x` of h5 files, at any depth
@@ -453,7 +460,7 @@ def likest(
     block:int=2048, # Rows at a time
 )->tuple: # (N,) correlation with the likest of the others, (N,) its number
     "Of every image the one among others that looks most like it, turned and mirrored as may be."
-    best, at, flat = np.full(len(looks), -1., np.float32), np.full(len(looks), -1), others.reshape(len(others), -1).T
+    best, at, flat = np.full(len(looks), -1., np.float32), np.full(len(looks), -1), others.reshape(-1, LOOK*LOOK).T
     for k in range(8):
         turned = np.rot90(looks[:,:,::-1] if k > 3 else looks, k%4, (1,2)).reshape(len(looks), -1)
         for s in range(0, len(looks) if flat.size else 0, block):
@@ -486,7 +493,7 @@ def guard(
     from PIL import Image
     data = Path(data)
     ids, sets = evaluation_ids([data/t for t in slides]), [evaluation_looks(data/f, workers) for f in images]
-    own = _looks([functools.partial(Image.open, data/f) for f in progress(df.image, "guard", len(df))], workers)
+    own = _looks([functools.partial(Image.open, data/f) for f in df.image], workers)
     if bad := [f for f,l in zip(df.image, own) if l is None]: raise PathgenError(f"{data/bad[0]} cannot be read: run `pathgen run select` again")
     names = [n for s in sets for n in s[0]]
     r, at = likest(np.stack(own), np.concatenate([np.zeros((0,LOOK,LOOK), np.float32), *(s[1] for s in sets)]))
@@ -660,7 +667,7 @@ def measure(
 def _kept(choice, most, blind, data, chat): # Choice questions without those answered blind, why others go, and what blind readers reach
     hit, gone = guess(choice, blind, data, **chat)
     kept = first_images(choice[~gone], most)
-    after = guess_by_words(kept)[0] if blind is None else hit[~gone]
+    after = hit[~gone] if blind else guess_by_words(kept)[0] if kept.patient_id.nunique() > 1 else np.array([np.nan])
     return kept, choice[gone].assign(reason="answered blind"), dict(blind_before=float(hit.mean()), blind_after=float(after.mean()))
 
 def run_instruct(data, seed, workers, max_failed, max_requests, provider, retries, choice_images, choice_rounds, dialogue_images, dialogue_rounds,
