@@ -6,13 +6,13 @@ Docs: https://pathgen.github.io/pathgen/instruct.html.md"""
 
 # %% auto #0
 __all__ = ['ASPECTS', 'ASK', 'SAY', 'ANSWER', 'KINDS', 'NEAR', 'STEMS', 'SIGNS', 'SECOND', 'WHY', 'SOURCE', 'FOLDS', 'GUESS',
-           'REQUEST', 'REASON', 'LOOK', 'IMAGES', 'ROLES', 'COLUMNS', 'CARD', 'aspect', 'facts', 'answer_on',
-           'dialogue_by_rule', 'near', 'pick_options', 'plan_questions', 'first_weights', 'balance', 'form_of', 'forms',
-           'word_options', 'choice_by_rule', 'names_source', 'check_turn', 'check_choice', 'option_words',
-           'blind_chances', 'guess_by_words', 'Pick', 'lettered', 'guess_slide', 'guess_by_model', 'lay_out', 'turns',
-           'llava_form', 'look', 'evaluation_looks', 'likest', 'evaluation_ids', 'guard', 'statistics', 'grade',
-           'candidates', 'ask_slide', 'ask', 'checked', 'first_images', 'write_card', 'guess', 'measure',
-           'run_instruct', 'write_all', 'show_round', 'draw_statistics', 'draw_guard']
+           'REQUEST', 'REASON', 'LOOK', 'IMAGES', 'ROLES', 'COLUMNS', 'CARD', 'ORIGIN', 'LEFT_OUT', 'aspect', 'facts',
+           'answer_on', 'dialogue_by_rule', 'near', 'pick_options', 'plan_questions', 'first_weights', 'balance',
+           'form_of', 'forms', 'word_options', 'choice_by_rule', 'names_source', 'check_turn', 'check_choice',
+           'option_words', 'blind_chances', 'guess_by_words', 'Pick', 'lettered', 'guess_slide', 'guess_by_model',
+           'lay_out', 'turns', 'llava_form', 'look', 'evaluation_looks', 'likest', 'evaluation_ids', 'guard',
+           'statistics', 'truths', 'grade', 'candidates', 'ask_slide', 'ask', 'checked', 'first_images', 'write_card',
+           'measure', 'drop_guessed', 'write_all', 'run_instruct', 'show_rounds', 'draw_statistics', 'draw_guard']
 
 # %% ../nbs/41_instruct.ipynb #b6310334
 import functools, re
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Literal
 import numpy as np, pandas as pd
 from pydantic import BaseModel
-from .core import (PathgenError, digest, each, need, one_line, progress, read_table, rng, write_json, write_metrics, write_table,
-                          write_text)
-from .chat import CHOICE, DIALOGUE, SPREAD, Role, ask_many, builtin, get_provider, provenance, unaided
+from .core import (PathgenError, digest, each, need, one_line, progress, read_table, rng, write_json,
+                          write_metrics, write_table, write_text)
+from .chat import CHOICE, DIALOGUE, SPREAD, Role, ask_many, builtin, data_url, get_provider, provenance, unaided
 from .findings import CONCEPTS, Truth, claims
 from .morphometry import PHRASES, bare, join, phrase
 
@@ -46,39 +46,53 @@ def facts(
 
 # %% ../nbs/41_instruct.ipynb #ca67e51a
 ASK = dict(
-    architecture=("How is the tissue in this field organised, and which glandular or growth pattern can be made out at low power?",
+    architecture=(
+        "How is the tissue in this field organised, and which glandular or growth pattern can be made out at low power?",
         "Looking at the field as a whole, which architectural pattern does the tissue follow, and what accompanies it?",
         "Begin with the architecture: what do the epithelial structures look like, and how are they laid out in this field?",
         "Which structures does the epithelium form in this image, and in what surroundings are they found?"),
-    stroma=("What does the supporting tissue between the cells consist of, and how does it relate to the rest of the field?",
+    stroma=(
+        "What does the supporting tissue between the cells consist of, and how does it relate to the rest of the field?",
         "Turn to the background: which kind of stroma or other supporting tissue can be recognised in this image?",
         "Which connective or supporting tissues make up the background here, and what is found together with them?",
         "How would you characterise the stroma of this field, judging by its texture and by what lies in it?"),
-    cells=("Apart from the epithelium and its stroma, which other cells, deposits or signs of damage does this field contain?",
+    cells=(
+        "Apart from the epithelium and its stroma, which other cells, deposits or signs of damage does this field contain?",
         "Are there inflammatory cells, secretions, blood or dead tissue in this image, and which of them can be excluded?",
         "Which additional cellular or extracellular elements should a careful reader of this field report, present or absent?",
         "What else is worth noting in this field besides its tissue pattern, for example inflammation or tissue damage?"),
-    nuclei=("Which features do the nuclei and the cytoplasm of the cells exhibit when they are examined at high magnification?",
+    nuclei=(
+        "Which features do the nuclei and the cytoplasm of the cells exhibit when they are examined at high magnification?",
         "Now look closely at the cells: how would you describe their nuclei with respect to shape, staining and division?",
         "What cytological characteristics do the cells in this image show, and are there any signs of proliferation?",
         "Describe the nuclear details of this field: what is seen, what is missing, and what goes along with it?"),
-    diagnosis=("Taking all of these observations together, which diagnosis or process do they suggest, and on what does this rest?",
+    diagnosis=(
+        "Taking all of these observations together, which diagnosis or process do they suggest, and on what does this rest?",
         "What is your overall impression of this field, and which of its microscopic features support that conclusion?",
         "Which interpretation is the appearance of this tissue most consistent with, and what in the image speaks for it?",
         "How would you conclude on this field, and which findings would you name to justify your conclusion?"))
 
 # %% ../nbs/41_instruct.ipynb #efc231bb
 SAY = dict(
-    architecture=("At low power the tissue shows {x}.", "The architecture is that of {x}.", "The epithelium presents as {x}.", "At this power one makes out {x}."),
-    stroma=("The supporting tissue consists of {x}.", "The background is made up of {x}.", "Between the other elements one sees {x}.", "The stroma is represented by {x}."),
-    cells=("In addition, the field contains {x}.", "Further elements are recognised as {x}.", "Also visible in this field: {x}.", "A careful look reveals {x}."),
-    nuclei=("At high magnification the cells have {x}.", "The cells are marked by {x}.", "Cytologically, one finds {x}.", "Close inspection of the cells reveals {x}."),
-    diagnosis=("The appearance favours {x}.", "All in all, the picture is that of {x}.", "The features are in keeping with {x}.", "The impression is one of {x}."),
-    absent=("The field shows {x}.", "Examination yields {x}.", "A search for other changes finds {x}.", "One sees {x} here."),
-    beside=("The same field holds {x}.", "In the same field there is evidence of {x}.", "The field also comprises {x}.", "Along with that one notes {x}."),
-    because=("This rests on {x}.", "The conclusion is supported by {x}.", "In support of it one finds {x}.", "It is borne out by {x}."))
+    architecture=("At low power the tissue shows {x}.", "The architecture is that of {x}.",
+        "The epithelium presents as {x}.", "At this power one makes out {x}."),
+    stroma=("The supporting tissue consists of {x}.", "The background is made up of {x}.",
+        "Between the other elements one sees {x}.", "The stroma is represented by {x}."),
+    cells=("In addition, the field contains {x}.", "Further elements are recognised as {x}.",
+        "Also visible in this field: {x}.", "A careful look reveals {x}."),
+    nuclei=("At high magnification the cells have {x}.", "The cells are marked by {x}.",
+        "Cytologically, one finds {x}.", "Close inspection of the cells reveals {x}."),
+    diagnosis=("The appearance favours {x}.", "All in all, the picture is that of {x}.",
+        "The features are in keeping with {x}.", "The impression is one of {x}."),
+    absent=("The field shows {x}.", "Examination yields {x}.", "A search for other changes finds {x}.",
+        "One sees {x} here."),
+    beside=("The same field holds {x}.", "In the same field there is evidence of {x}.",
+        "The field also comprises {x}.", "Along with that one notes {x}."),
+    because=("This rests on {x}.", "The conclusion is supported by {x}.", "In support of it one finds {x}.",
+        "It is borne out by {x}."))
 ANSWER = 35 # Words that an answer is led up to
 
+# %% ../nbs/41_instruct.ipynb #4a231ad6
 def _worded(c, present, g): # Words for a finding, present or absent
     return phrase(c, int(g.integers(12))) if present else f"no {bare(c)}"
 
@@ -90,7 +104,8 @@ def answer_on(
     "Answer a question on one aspect."
     say = lambda kind, words: SAY[kind][g.integers(len(SAY[kind]))].format(x=join(words))
     own = [[_worded(c, v, g) for c in cs] for cs,v in zip(said[about], (True,False))]
-    rest = [(c,v) for v in (True,False) for a,cs in said.items() if a not in (about,"diagnosis") for c in g.permutation(cs[not v])]
+    others = [cs for a,cs in said.items() if a not in (about,"diagnosis")]
+    rest = [(c,v) for v in (True,False) for cs in others for c in g.permutation(cs[not v])]
     more, count = ([],[]), lambda: sum(len(w.split()) for w in [*own[0], *own[1], *more[0], *more[1]]) + 11
     for c,v in rest:
         if count() < ANSWER: more[not v].append(_worded(c, v, g))
@@ -111,13 +126,17 @@ def dialogue_by_rule(
     return dict(questions=[t for t in turns if true(t["answer"])])
 
 # %% ../nbs/41_instruct.ipynb #6bc85965
-KINDS = dict(architecture=("architecture",), background=("stroma","cells"), nuclei=("nuclei",), field=("architecture","stroma","cells","nuclei"))
-NEAR = dict(fibrous_stroma="desmoplasia fibrosis fibroblasts", desmoplasia="fibrosis fibroblasts", spindle_cells="fascicles fibroblasts smooth_muscle",
-    inflammation="lymphocytes plasma_cells neutrophils eosinophils macrophages", lymphocytes="plasma_cells", necrosis="apoptosis ulceration", mucin="secretions",
-    hemorrhage="vessels", solid_growth="nests hypercellularity", normal_glands="preserved_architecture follicles", infiltrating_glands="cribriform",
-    disordered_architecture="infiltrating_glands cribriform solid_growth", atypia="enlarged_nuclei hyperchromasia pleomorphism prominent_nucleoli high_nc_ratio",
-    enlarged_nuclei="high_nc_ratio hyperchromasia pleomorphism prominent_nucleoli", hyperchromasia="pleomorphism prominent_nucleoli",
-    pleomorphism="prominent_nucleoli mitoses")
+KINDS = dict(architecture=("architecture",), background=("stroma","cells"), nuclei=("nuclei",))
+KINDS["field"] = sum(KINDS.values(), ())
+
+NEAR = dict(fibrous_stroma="desmoplasia fibrosis fibroblasts", desmoplasia="fibrosis fibroblasts",
+    spindle_cells="fascicles fibroblasts smooth_muscle", lymphocytes="plasma_cells", mucin="secretions",
+    inflammation="lymphocytes plasma_cells neutrophils eosinophils macrophages", hemorrhage="vessels",
+    necrosis="apoptosis ulceration", normal_glands="preserved_architecture follicles", infiltrating_glands="cribriform",
+    solid_growth="nests hypercellularity", disordered_architecture="infiltrating_glands cribriform solid_growth",
+    atypia="enlarged_nuclei hyperchromasia pleomorphism prominent_nucleoli high_nc_ratio",
+    enlarged_nuclei="high_nc_ratio hyperchromasia pleomorphism prominent_nucleoli",
+    hyperchromasia="pleomorphism prominent_nucleoli", pleomorphism="prominent_nucleoli mitoses")
 
 def near(
     concept:str, # Id in the lexicon
@@ -127,18 +146,25 @@ def near(
 
 # %% ../nbs/41_instruct.ipynb #5aa6a61d
 STEMS = dict(
-    architecture=("Which of the following architectural patterns is displayed by the epithelial structures in this histological field?",
-        "How are the epithelial cells arranged in the tissue that is shown in this image?", "Which growth pattern characterises the tissue in this microscopic view, seen at low power?"),
+    architecture=(
+        "Which of the following architectural patterns is displayed by the epithelial structures in this histological field?",
+        "How are the epithelial cells arranged in the tissue that is shown in this image?",
+        "Which growth pattern characterises the tissue in this microscopic view, seen at low power?"),
     background=("Which of the following elements can be identified in the background of this histological section?",
-        "Besides the epithelium, which of these findings is present in the tissue shown here?", "Which component of the surrounding tissue is recognised on examination of this microscopic field?"),
+        "Besides the epithelium, which of these findings is present in the tissue shown here?",
+        "Which component of the surrounding tissue is recognised on examination of this microscopic field?"),
     nuclei=("Which of the following nuclear features is exhibited by the cells in this microscopic image?",
-        "On close examination of the cells in this field, which nuclear characteristic is observed?", "What cytological feature of the cells is evident at high magnification in this image?"),
+        "On close examination of the cells in this field, which nuclear characteristic is observed?",
+        "What cytological feature of the cells is evident at high magnification in this image?"),
     field=("Which one of the following histological features is actually present in the tissue shown here?",
-        "Which of these microscopic findings would you report after examining the whole field carefully?", "Only one of the following findings is seen in this image: which one is it?"),
+        "Which of these microscopic findings would you report after examining the whole field carefully?",
+        "Only one of the following findings is seen in this image: which one is it?"),
     pair=("Which combination of two histological findings is seen together in this microscopic field of tissue?",
-        "Both findings of only one of these pairs are present in the image: which pair?", "Which two features are found side by side in the tissue that is shown here?"),
+        "Both findings of only one of these pairs are present in the image: which pair?",
+        "Which two features are found side by side in the tissue that is shown here?"),
     reading=("Which observation, together with its interpretation, fits the tissue in this microscopic image best?",
-        "Judging by what this field shows, which finding and conclusion should stand in the report?", "Which of these statements about one finding and about malignancy holds for the image?"))
+        "Judging by what this field shows, which finding and conclusion should stand in the report?",
+        "Which of these statements about one finding and about malignancy holds for the image?"))
 SIGNS = {True:"signs of malignancy", False:"no signs of malignancy"}
 
 # %% ../nbs/41_instruct.ipynb #49c27fda
@@ -147,7 +173,7 @@ def pick_options(
     said:dict, # concept -> bool, the claims of a description
     weights:dict, # kind -> concept -> (asked, offered)
     g, # NumPy generator
-)->tuple: # findings of the right option, findings of the wrong ones, whether it is to be asked; None where the description does not give them
+)->tuple: # findings of the right option, of the wrong ones, whether to ask; None where the description lacks them
     "Draw the findings of a question."
     seen, w = {c for c,v in said.items() if v}, weights[kind]
     right, fair = [c for c in w if c in seen], lambda c: c not in seen and (c in said or not seen & near(c))
@@ -157,6 +183,8 @@ def pick_options(
     a, p = [right[i] for i in g.permutation(len(right))[:n]], np.array(list(wrong.values()))
     b = [list(wrong)[i] for i in g.choice(len(p), m, replace=False, p=p/p.sum())]
     return a, b, g.random() < np.prod([w[c][0] for c in a])
+
+SECOND = .35 # Share of images with a second question, where there is one to be asked
 
 def plan_questions(
     said:dict, # concept -> bool, the claims of a description
@@ -169,8 +197,6 @@ def plan_questions(
     return [(k, a, b) for i,(k,(a,b,ask)) in enumerate(made[:2]) if i == 0 or ask and g.random() < SECOND]
 
 # %% ../nbs/41_instruct.ipynb #1262243d
-SECOND = .35 # Share of images with a second question, where there is one to be asked
-
 def first_weights(
     shares:dict, # concept -> share of the descriptions that assert it
 )->dict: # kind -> concept -> (asked, offered)
@@ -196,12 +222,15 @@ def balance(
             for c in b: wrong[k][c] += 1
         for k,w in weights.items():
             over = {c:(right[k][c]/wrong[k][c])**.25 for c in w}
-            weights[k] = {c:(float(np.clip(w[c][0]/over[c], .05, 1)), float(np.clip(w[c][1]*over[c], .001, 1000))) for c in w}
+            new = lambda c: (np.clip(w[c][0]/over[c], .05, 1), np.clip(w[c][1]*over[c], .001, 1000))
+            weights[k] = {c:tuple(map(float, new(c))) for c in w}
     return weights
 
 # %% ../nbs/41_instruct.ipynb #d053fd59
-WHY = ("The field shows {x}, which none of the other options names.", "On examination one finds {x}; the other options are not borne out by the image.",
-    "What can be seen is {x}, and this singles out the answer.", "The tissue presents with {x}, unlike what the other options claim.")
+WHY = ("The field shows {x}, which none of the other options names.",
+    "On examination one finds {x}; the other options are not borne out by the image.",
+    "What can be seen is {x}, and this singles out the answer.",
+    "The tissue presents with {x}, unlike what the other options claim.")
 
 def form_of(
     concept:str, # Id in the lexicon
@@ -236,6 +265,7 @@ def word_options(
         if np.ptp([len(o.split()) for o in options]) <= SPREAD: break
     return options
 
+# %% ../nbs/41_instruct.ipynb #fe8e69b0
 @builtin("choice")
 def choice_by_rule(
     description:str, # Of the patch
@@ -248,11 +278,13 @@ def choice_by_rule(
     for kind,a,b in plan_questions(said, weights or first_weights(dict.fromkeys(PHRASES, .5)), g):
         options = word_options(kind, a, b, said.get("malignancy"), g)
         stem, why = (ts[g.integers(len(ts))] for ts in (STEMS[kind], WHY))
-        out.append(dict(question=stem, options=[options[i] for i in g.permutation(4)], answer=options[0], explanation=why.format(x=options[0])))
+        laid = [options[i] for i in g.permutation(4)]
+        out.append(dict(question=stem, options=laid, answer=options[0], explanation=why.format(x=options[0])))
     return dict(questions=out)
 
 # %% ../nbs/41_instruct.ipynb #6704e0b9
-SOURCE = re.compile(r"\b(?:according to|(?:as|is|are|was|were)\s+(?:described|mentioned|stated|reported)|(?:the|given|provided)\s+(?:text|information|statement))\b", re.I)
+SOURCE = re.compile(r"\b(?:according to|(?:as|is|are|was|were)\s+(?:described|mentioned|stated|reported)|"
+                    r"(?:the|given|provided)\s+(?:text|information|statement))\b", re.I)
 
 def names_source(
     text:str, # A question, an option, an answer
@@ -277,6 +309,7 @@ def check_turn(
     if _core(answer) in _core(question): return "gives itself away"
     return "contradicts" if _agrees(answer, said) is False else ""
 
+# %% ../nbs/41_instruct.ipynb #c719b0ed
 def check_choice(
     question:str, # Of an examination
     options:list, # Four, without letters
@@ -292,7 +325,8 @@ def check_choice(
     if max(words)-min(words) > SPREAD: return "options of unlike length"
     if _core(answer) in _core(question): return "gives itself away"
     if _agrees(answer, said) is False: return "contradicts"
-    return "two right options" if any(_agrees(o, said) and claims(o).keys() <= said.keys() for o in options if o != answer) else ""
+    true = lambda o: _agrees(o, said) and claims(o).keys() <= said.keys()
+    return "two right options" if any(true(o) for o in options if o != answer) else ""
 
 # %% ../nbs/41_instruct.ipynb #a4380998
 FOLDS = 5 # Parts by patient, each judged by a reader of the others
@@ -315,11 +349,13 @@ def blind_chances(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
     n = df.patient_id.nunique()
-    if n < 2: raise PathgenError("the blind reader learns from other patients, and there is one alone: take more slides, or set instruct.blind to a model")
+    if n < 2: raise PathgenError("the blind reader learns from other patients, and there is one alone: "
+                                 "take more slides, or set instruct.blind to a model")
     y = np.array([o == a for os,a in zip(df.options, df.answer) for o in os])
     x, z = option_words(df.options), np.zeros(len(y))
     for train,test in GroupKFold(min(n, FOLDS)).split(x, y, np.repeat(df.patient_id.to_numpy(), 4)):
-        z[test] = LogisticRegression(C=.1, max_iter=1000).fit(x[train], y[train]).decision_function(x[test])
+        reader = LogisticRegression(C=.1, solver="liblinear", random_state=0).fit(x[train], y[train])
+        z[test] = reader.decision_function(x[test])
     return softmax(z.reshape(-1,4), axis=1)
 
 def guess_by_words(
@@ -357,7 +393,8 @@ def guess_slide(
     "Have a language model guess the questions of a slide, in every rotation."
     turns = [(r, k, [*r.options[k:], *r.options[:k]]) for r in item[1].itertuples() for k in range(4)]
     said = ask_many(GUESS, provider, [dict(question=r.question, options=lettered(os)) for r,_,os in turns], **chat)
-    hit = [not isinstance(a, PathgenError) and os["ABCD".index(a.value.letter)] == r.answer for (r,_,os),a in zip(turns, said)]
+    right = lambda r, os, a: not isinstance(a, PathgenError) and os["ABCD".index(a.value.letter)] == r.answer
+    hit = [right(r, os, a) for (r,_,os),a in zip(turns, said)]
     write_table(pd.DataFrame(dict(hits=np.reshape(hit, (-1,4)).sum(1))), path)
 
 def guess_by_model(
@@ -368,9 +405,11 @@ def guess_by_model(
 )->tuple: # As `guess_by_words`
     "What a language model can answer without the image."
     items = [(s, d) for s,d in df.groupby("slide_id", sort=False)]
-    each(functools.partial(guess_slide, provider=provider, chat=chat), items, out, lambda i: i[0], params=provenance(GUESS, provider, **chat),
-         inputs=lambda i: i[1][["question","options","answer"]].to_json(), max_failed=0, desc="blind")
-    hits = pd.concat([pd.Series(read_table(Path(out)/f"{s}.parquet").hits.to_numpy(), d.index) for s,d in items]).loc[df.index].to_numpy()
+    each(functools.partial(guess_slide, provider=provider, chat=chat), items, out, lambda i: i[0],
+         params=provenance(GUESS, provider, **chat), inputs=lambda i: i[1][["question","options","answer"]].to_json(),
+         max_failed=0, desc="blind")
+    of = lambda s, d: pd.Series(read_table(Path(out)/f"{s}.parquet").hits.to_numpy(), d.index)
+    hits = pd.concat([of(s, d) for s,d in items]).loc[df.index].to_numpy()
     return hits/4, hits == 4
 
 # %% ../nbs/41_instruct.ipynb #44757819
@@ -488,13 +527,14 @@ def guard(
     slides:list, # Tables of evaluation slides, relative to data
     alike:float=.97, # Correlation from which two images are the same field
     workers:int=1, # Threads that read images
-)->pd.DataFrame: # With likeness, like (the file that looks most like it, or the table that names it) and reason, empty for good patches
+)->pd.DataFrame: # With likeness, like (the likest file, or the table that names it), reason (empty for good patches)
     "Keep patches of evaluation sets out."
     from PIL import Image
     data = Path(data)
     ids, sets = evaluation_ids([data/t for t in slides]), [evaluation_looks(data/f, workers) for f in images]
     own = _looks([functools.partial(Image.open, data/f) for f in df.image], workers)
-    if bad := [f for f,l in zip(df.image, own) if l is None]: raise PathgenError(f"{data/bad[0]} cannot be read: run `pathgen run select` again")
+    bad = [f for f,l in zip(df.image, own) if l is None]
+    if bad: raise PathgenError(f"{data/bad[0]} cannot be read: run `pathgen run select` again")
     names = [n for s in sets for n in s[0]]
     r, at = likest(np.stack(own), np.concatenate([np.zeros((0,LOOK,LOOK), np.float32), *(s[1] for s in sets)]))
     known = [ids.get(p) or ids.get(s) for p,s in zip(df.patient_id, df.slide_id)]
@@ -509,32 +549,39 @@ def statistics(
     "The columns of Table 7."
     words = lambda texts: float(np.mean([len(t.split()) for t in texts])) if len(texts) else np.nan
     c, d = (df[df.kind == k] for k in ("choice","dialogue"))
-    per = lambda x: len(x)/max(x.patch_id.nunique(), 1)
-    rows = [dict(question_words=words(c.question), option_words=words([o for os in c.options for o in os]), answer_words=np.nan, questions_per_image=per(c)),
-            dict(question_words=words(d.question), option_words=np.nan, answer_words=words(d.answer), questions_per_image=per(d))]
+    own = dict(option_words=words([o for os in c.options for o in os])), dict(answer_words=words(d.answer))
+    rows = [dict(question_words=words(x.question), option_words=np.nan, answer_words=np.nan) | o
+            | dict(questions_per_image=len(x)/max(x.patch_id.nunique(), 1)) for x,o in zip((c,d), own)]
     return pd.DataFrame(rows, index=["multi-choice","open-ended"])
 
 # %% ../nbs/41_instruct.ipynb #7d5b92a5
+def truths(
+    df, # patch_id, slide_id, x, y, px
+    folder, # Truth of a phantom
+)->dict: # patch_id -> (concept -> bool); empty without a phantom
+    "What is true of each patch of a phantom slide."
+    out = {}
+    for s,d in df.groupby("slide_id"):
+        if not (Path(folder)/f"{s}.json").exists(): continue
+        t = Truth.load(folder, s)
+        out |= {r.patch_id:t.patch(r.x, r.y, r.px) for r in d.itertuples()}
+    return out
+
 def grade(
     df, # Rows of instruct.parquet
-    patches, # patch_id, x, y, px
-    data, # Root of everything produced
-)->dict: # choice_true, options_false, dialogue_true: shares of the claims that the truth decides; empty without a phantom
-    "Hold answers and wrong options against the truth of the phantom."
-    folder = Path(data)/"phantom/truth"
-    slides = [s for s in df.slide_id.unique() if (folder/f"{s}.json").exists()]
-    if not slides: return {}
-    at = patches.set_index("patch_id")[["x","y","px"]]
-    truth = {s:Truth.load(folder, s) for s in slides}
-    known = {p:truth[s].patch(*map(int, at.loc[p])) for p,s in df[["patch_id","slide_id"]].drop_duplicates().values if s in truth}
-    rows = [r for r in df.itertuples() if r.patch_id in known]
-    true = lambda r, text: [known[r.patch_id].get(c, v) is v for c,v in claims(text).items()]
-    open_ = lambda r, text: not claims(text).keys() <= known[r.patch_id].keys()
-    said = {k:[known[r.patch_id][c] is v for r in rows if r.kind == k for c,v in claims(r.answer).items() if c in known[r.patch_id]] for k in ("choice","dialogue")}
-    wrong = [(r, o) for r in rows if r.kind == "choice" for o in r.options if o != r.answer]
-    false = [not all(true(r, o)) for r,o in wrong if not all(true(r, o)) or not open_(r, o)]
-    share = lambda vs: float(np.mean(vs)) if vs else None
-    return dict(choice_true=share(said["choice"]), options_false=share(false), dialogue_true=share(said["dialogue"]))
+    truth:dict, # From `truths`
+)->dict: # choice_true, dialogue_true (of the findings in answers), options_false (of the wrong options)
+    "Hold answers and wrong options against what is known of their patches."
+    def shares(kind):
+        rows = [(truth[r.patch_id], claims(r.answer)) for r in df[df.kind == kind].itertuples() if r.patch_id in truth]
+        return [t[c] is v for t,said in rows for c,v in said.items() if c in t]
+    def is_false(t, said): # None where it cannot be decided
+        if any(t.get(c, v) is not v for c,v in said.items()): return True
+        return False if said.keys() <= t.keys() else None
+    wrong = [(r.patch_id, o) for r in df.itertuples() for o in r.options if o != r.answer and r.patch_id in truth]
+    false = [f for p,o in wrong if (f := is_false(truth[p], claims(o))) is not None]
+    mean = lambda vs: float(np.mean(vs)) if vs else None
+    return dict(choice_true=mean(shares("choice")), dialogue_true=mean(shares("dialogue")), options_false=mean(false))
 
 # %% ../nbs/41_instruct.ipynb #f15d4d91
 ROLES = dict(choice=CHOICE, dialogue=DIALOGUE)
@@ -548,13 +595,15 @@ def candidates(
     index = read_table(root/"pairs/index.parquet", ["patch_id","slide_id","patient_id","source","split","x","y","px"])
     texts = read_table(root/"text/revisions.parquet", ["patch_id","text"])
     df = index[index.split.isin(["train","val"])].merge(texts, on="patch_id").sort_values("patch_id", ignore_index=True)
-    if df.empty: raise PathgenError(f"{root/'pairs/index.parquet'} has no patch for training with a text in {root/'text/revisions.parquet'}: run `pathgen run pairs` again")
+    if df.empty: raise PathgenError(f"{root/'pairs/index.parquet'} has no patch for training with a text in "
+                                    f"{root/'text/revisions.parquet'}: run `pathgen run pairs` again")
     return df.assign(image=[f"patches/{s}/{p}.jpg" for s,p in zip(df.slide_id, df.patch_id)])
 
 def _rounds(r, kind, answer): # Rows of an answer; one with an error where there is none
-    if isinstance(answer, PathgenError): return [dict(patch_id=r.patch_id, slide_id=r.slide_id, kind=kind, error=one_line(answer))]
-    more = lambda q: dict(options=getattr(q, "options", []), explanation=getattr(q, "explanation", ""))
-    return [dict(patch_id=r.patch_id, slide_id=r.slide_id, kind=kind, round=i, question=q.question, answer=q.answer, **more(q)) for i,q in enumerate(answer.value.questions)]
+    own = dict(patch_id=r.patch_id, slide_id=r.slide_id, kind=kind)
+    if isinstance(answer, PathgenError): return [own | dict(error=one_line(answer))]
+    said = [q.model_dump() for q in answer.value.questions]
+    return [own | dict(round=i, options=[], explanation="") | q for i,q in enumerate(said)]
 
 def ask_slide(
     item, # (slide_id, its rows of `candidates`)
@@ -568,7 +617,8 @@ def ask_slide(
 ):
     "Have questions made on the patches of a slide."
     rows = list(item[1].itertuples())
-    given = [dict(description=r.text, seed=int(digest(seed, kind, r.patch_id), 16)%2**31, weights=weights) for r in rows]
+    own = lambda r: int(digest(seed, kind, r.patch_id), 16)%2**31
+    given = [dict(description=r.text, seed=own(r), weights=weights) for r in rows]
     said = ask_many(ROLES[kind], provider, given, retries, **chat)
     df = pd.DataFrame([x for r,a in zip(rows, said) for x in _rounds(r, kind, a)], columns=[*COLUMNS,"error"])
     write_table(df.assign(**provenance(ROLES[kind], provider, **chat)), path)
@@ -589,23 +639,27 @@ def ask(
     drawn = df.iloc[rng(seed, "images", kind).permutation(len(df))[:images]]
     weights = balance([claims(t) for t in df.text], seed) if provider == "builtin" and kind == "choice" else None
     out, items = Path(data)/"instruct"/kind, list(drawn.sort_values("patch_id").groupby("slide_id"))
-    keys = each(functools.partial(ask_slide, kind=kind, provider=provider, retries=retries, seed=seed, weights=weights, chat=chat), items, out, lambda i: i[0],
-        params=[provenance(ROLES[kind], provider, **chat), seed, weights], inputs=lambda i: i[1][["patch_id","text"]].values.tolist(),
-        workers=min(workers, 1+len(drawn)//20_000) if provider == "builtin" else 1, max_failed=0, desc=kind)
+    f = functools.partial(ask_slide, kind=kind, provider=provider, retries=retries, seed=seed, weights=weights, chat=chat)
+    keys = each(f, items, out, lambda i: i[0], params=[provenance(ROLES[kind], provider, **chat), seed, weights],
+                inputs=lambda i: i[1][["patch_id","text"]].values.tolist(), max_failed=0, desc=kind,
+                workers=min(workers, 1+len(drawn)//20_000) if provider == "builtin" else 1)
     rows = pd.concat([read_table(out/f"{k}.parquet") for k in keys], ignore_index=True)
     rows = rows.merge(df[["patch_id","patient_id","source","split","image","text"]], on="patch_id")
     order = {p:i for i,p in enumerate(drawn.patch_id)}
     rows = rows.sort_values("patch_id", key=lambda p: p.map(order), kind="stable", ignore_index=True)
     return rows[rows.error.isna()].drop(columns="error").astype({"round":int}), rows[rows.error.notna()]
 
+# %% ../nbs/41_instruct.ipynb #4b426d94
 def checked(
     df, # Rounds of `ask`
 )->pd.Series: # What is wrong with each, empty where all is well
     "Hold every round against its description and against the others on its image."
-    one = lambda r: check_turn(r.question, r.answer, claims(r.text)) if r.kind == "dialogue" else check_choice(r.question, list(r.options), r.answer, r.explanation, claims(r.text))
-    reason = pd.Series([one(r) for r in df.itertuples()], df.index, dtype=object)
-    core = pd.Series([(r.patch_id, _core(r.question), *sorted(map(_core, r.options))) for r in df.itertuples()], df.index, dtype=object)
-    return reason.mask((reason == "") & core.duplicated(), "asked before")
+    def one(r):
+        if r.kind == "dialogue": return check_turn(r.question, r.answer, claims(r.text))
+        return check_choice(r.question, list(r.options), r.answer, r.explanation, claims(r.text))
+    core = lambda r: (r.patch_id, _core(r.question), *sorted(map(_core, r.options)))
+    reason, said = (pd.Series([f(r) for r in df.itertuples()], df.index, dtype=object) for f in (one, core))
+    return reason.mask((reason == "") & said.duplicated(), "asked before")
 
 def first_images(
     df, # Rounds in the order of the draw
@@ -618,14 +672,20 @@ def first_images(
 # %% ../nbs/41_instruct.ipynb #00e014df
 CARD = """# Instruction data
 
-{origin} {n:,} rounds on {images:,} patches of {patients:,} patients, asked by {provider}. For research only: questions and answers are made by programs from descriptions that are made by programs.
+{origin} {n:,} rounds on {images:,} patches of {patients:,} patients, asked by {provider}. For research only:
+questions and answers are made by programs, from descriptions that are made by programs.
 
 {table}
 
-- `instruct.parquet`: a row a round: patch_id, slide_id, patient_id, split (train or val, by patient), kind (choice or dialogue), question, options, answer, letter, explanation, and where it comes from.
-- `llava-train.json`, `llava-val.json`: `id`, `image` (relative to the root of the data, the folder above this one), `conversations`. A dialogue is one conversation; a choice question asks for the letter, then for the reason.
-- `rejected.parquet`: what was left out, with its reason. Words a question and questions an image: `statistics.csv`.
+- `instruct.parquet`: a row a round: patch_id, slide_id, patient_id, split (train or val, by patient), kind (choice or
+  dialogue), question, options, answer, letter, explanation, and where it comes from.
+- `llava-train.json`, `llava-val.json`: `id`, `image` (relative to the folder above this one), `conversations`. A dialogue
+  is one conversation; a choice question asks for the letter, then for the reason.
+- `rejected.parquet`: what was left out, with its reason.
+- `statistics.csv`: words a question, an option and an answer, questions an image.
 """
+ORIGIN = {1:"**Synthetic**: all slides are painted by the phantom of `pathgen`.",
+    0:"Real slides, whose licence applies to the images."}
 
 def write_card(
     df, # Rows of instruct.parquet
@@ -633,89 +693,113 @@ def write_card(
 ):
     "The README of the data set."
     painted = df.slide_id.str.startswith("PHTM-").mean()
-    origin = "**Synthetic**: all slides are painted by the phantom of `pathgen`." if painted == 1 else "**Partly synthetic**: slides PHTM-... are painted." if painted else "Real slides, of which the licence applies."
     n = df.groupby(["kind","split"]).agg(rounds=("question","size"), images=("patch_id","nunique")).reset_index()
-    lines = ["| kind | split | rounds | images |", "|---|---|---|---|", *(f"| {r.kind} | {r.split} | {r.rounds:,} | {r.images:,} |" for r in n.itertuples())]
-    write_text(CARD.format(origin=origin, n=len(df), images=df.patch_id.nunique(), patients=df.patient_id.nunique(), provider=", ".join(sorted(set(df.provider))),
-                           table="\n".join(lines)), path)
+    lines = [f"| {r.kind} | {r.split} | {r.rounds:,} | {r.images:,} |" for r in n.itertuples()]
+    write_text(CARD.format(origin=ORIGIN.get(painted, "**Partly synthetic**: slides PHTM-... are painted."), n=len(df),
+        images=df.patch_id.nunique(), patients=df.patient_id.nunique(), provider=", ".join(sorted(set(df.provider))),
+        table="\n".join(["| kind | split | rounds | images |", "|---|---|---|---|", *lines])), path)
 
-def guess(
-    df, # Choice questions
-    blind, # Provider, or None for the reader trained on the spot
-    data, # Root of everything produced
-    **chat, # cache and max_requests of an endpoint
-)->tuple: # As `guess_by_words`
-    "What a blind reader can answer."
-    return guess_by_words(df) if blind is None else guess_by_model(df, blind, Path(data)/"instruct/blind", **chat)
-
+# %% ../nbs/41_instruct.ipynb #7493156a
 def measure(
     df, # Rows of instruct.parquet
     left_out, # Rows of rejected.parquet
-    asked:int, # Images asked about, a dialogue and choice questions counted apart
 )->dict: # Name to number
     "The numbers of the stage."
     t, m = statistics(df), {}
-    for kind,name in dict(choice="multi-choice", dialogue="open-ended").items():
+    for kind,row in zip(("choice","dialogue"), t.to_dict("records")):
         d = df[df.kind == kind]
-        m |= {f"{kind}_rounds":len(d), f"{kind}_images":d.patch_id.nunique(), f"{kind}_val":int((d.split == "val").sum())} | {f"{kind}_{c}":v for c,v in t.loc[name].items()}
+        m |= {f"{kind}_rounds":len(d), f"{kind}_images":d.patch_id.nunique(), f"{kind}_val":int((d.split == "val").sum())}
+        m |= {f"{kind}_{c}":v for c,v in row.items()}
     m |= {f"letter_{l}":float((df.letter[df.kind == "choice"] == l).mean()) for l in "ABCD"}
-    m |= {f"rejected_{_core(k).replace(' ','_')}":int(n) for k,n in left_out.reason.value_counts().items() if not k.startswith("evaluation")}
-    count = lambda reason: int((left_out.reason == reason).sum())
-    return m | dict(asked=asked, leaked_images=count("evaluation image"), leaked_patients=count("evaluation patient"), blind_dropped=count("answered blind"), failed=count("no good answer"))
+    n = left_out.reason.value_counts()
+    names = {"evaluation image":"leaked_images", "evaluation patient":"leaked_patients", "answered blind":"blind_dropped",
+             "no good answer":"failed"}
+    m |= {names[k]:int(n.get(k, 0)) for k in names}
+    return m | {f"rejected_{k.replace(' ','_')}":int(v) for k,v in n.items() if k not in names}
 
-# %% ../nbs/41_instruct.ipynb #7493156a
-def _kept(choice, most, blind, data, chat): # Choice questions without those answered blind, why others go, and what blind readers reach
-    hit, gone = guess(choice, blind, data, **chat)
-    kept = first_images(choice[~gone], most)
-    after = hit[~gone] if blind else guess_by_words(kept)[0] if kept.patient_id.nunique() > 1 else np.array([np.nan])
-    return kept, choice[gone].assign(reason="answered blind"), dict(blind_before=float(hit.mean()), blind_after=float(after.mean()))
+# %% ../nbs/41_instruct.ipynb #dcc49758
+def drop_guessed(
+    df, # Choice questions
+    most:int, # Questions kept, at most
+    blind, # Provider, or None for the reader trained on the spot
+    out, # Folder of the tables of a provider
+    **chat, # cache and max_requests of an endpoint
+)->tuple: # those kept; those dropped; blind_before and blind_after
+    "Leave out what a blind reader can answer."
+    hit, gone = guess_by_model(df, blind, out, **chat) if blind else guess_by_words(df)
+    kept = first_images(df[~gone], most)
+    again = not blind and kept.patient_id.nunique() > 1
+    after = guess_by_words(kept)[0] if again else hit[~gone] if blind else [np.nan]
+    return kept, df[gone], dict(blind_before=float(np.mean(hit)), blind_after=float(np.mean(after)))
 
-def run_instruct(data, seed, workers, max_failed, max_requests, provider, retries, choice_images, choice_rounds, dialogue_images, dialogue_rounds,
-                 evaluation_images, evaluation_slides, alike, blind):
-    "The whole stage: descriptions to data/instruct."
-    for p in filter(None, (provider, blind)): get_provider(p)
-    out, chat = Path(data)/"instruct", dict(cache=str(Path(data)/"chat"), max_requests=max_requests)
-    patches = guard(candidates(data), data, evaluation_images, evaluation_slides, alike, workers)
+def _enough(good, failed, max_failed): # End the stage when too many images have no answer
+    n = good.patch_id.nunique() + len(failed)
+    if len(failed) <= max_failed*n: return
+    r = failed.iloc[0]
+    raise PathgenError(f"{len(failed)} of {n} images have no good answer, such as {r.patch_id}: {r.error} "
+                       f"(base.max_failed allows a share of {max_failed})")
+
+def _guarded(patches): # Those that may teach
     good = patches[patches.reason == ""]
-    if good.empty: raise PathgenError(f"all {len(patches)} patches are in an evaluation set, such as {patches.patch_id[0]} in {patches.like[0]}: correct instruct.evaluation_images and evaluation_slides")
-    how = dict(data=data, seed=seed, provider=provider, retries=retries, workers=workers, **chat)
-    (choice,no_choice), (dialogue,no_dialogue) = (ask(good, k, n, **how) for k,n in dict(choice=choice_images, dialogue=dialogue_images).items())
-    failed, asked = pd.concat([no_choice, no_dialogue]), sum(d.patch_id.nunique() for d in (choice,no_choice,dialogue,no_dialogue))
-    if len(failed) > max_failed*asked: raise PathgenError(f"{provider} gave no good answer on {len(failed)} of {asked} images, such as {failed.patch_id.iloc[0]}: {failed.error.iloc[0]} (base.max_failed allows a share of {max_failed})")
-    (choice,dialogue), wrong = zip(*((d[ok], d.assign(reason=why)[~ok]) for d in (choice,dialogue) for why in [checked(d)] for ok in [why == ""]))
-    kept, guessed, seen = _kept(choice, choice_rounds, blind, data, chat)
-    df = pd.concat([lay_out(kept, seed), first_images(dialogue, dialogue_rounds)], ignore_index=True).drop(columns="text")
-    left_out = pd.concat([patches[patches.reason != ""], failed.assign(reason="no good answer"), *wrong, guessed], ignore_index=True)
-    left_out = left_out.reindex(columns=["patch_id","slide_id","kind","question","options","answer","reason","error","like","likeness"])
-    write_all(df, left_out, out)
-    m = measure(df, left_out, asked) | seen | grade(df, patches, data) | dict(likest=float(good.likeness.max()))
-    return dict(rounds=df, rejected=left_out, patches=patches, metrics=write_metrics("instruct", m, data))
+    if len(good): return good
+    r = patches.iloc[0]
+    raise PathgenError(f"all {len(patches)} patches are in an evaluation set, such as {r.patch_id} in {r.like}: "
+                       "correct instruct.evaluation_images and evaluation_slides")
 
-def write_all(df, left_out, out):
+# %% ../nbs/41_instruct.ipynb #326b26d2
+LEFT_OUT = ["patch_id","slide_id","kind","question","options","answer","reason","error","like","likeness"]
+
+def write_all(
+    df, # Rows of instruct.parquet
+    left_out, # Rows of rejected.parquet
+    out, # Folder
+):
     "Write the tables, the conversations and the card."
     write_table(df, out/"instruct.parquet")
-    write_table(left_out.astype(dict.fromkeys(["kind","question","answer","error","like"], "string")), out/"rejected.parquet")
+    texts = dict.fromkeys(["kind","question","answer","error","like"], "string")
+    write_table(left_out.reindex(columns=LEFT_OUT).astype(texts), out/"rejected.parquet")
     for s in ("train","val"): write_json(llava_form(df[df.split == s]), out/f"llava-{s}.json")
     write_text(statistics(df).round(2).to_csv(index_label="source"), out/"statistics.csv")
     write_card(df, out/"README.md")
 
-# %% ../nbs/41_instruct.ipynb #acc03230
-def show_round(
-    d, # Rows of one conversation
-    data, # Root of everything produced
-):
-    "A patch beside what is asked about it."
-    import matplotlib.pyplot as plt, textwrap
-    from PIL import Image
-    said = [t for r in d.itertuples() for t in turns(r)]
-    lines = [textwrap.fill(l, 92) for qa in said for who,v in zip(("Q: ","A: "), qa) for l in (who+v).split("\n")]
-    fig, (a,b) = plt.subplots(1, 2, figsize=(10, max(2.4, .145*sum(l.count("\n")+1 for l in lines))), width_ratios=(1,3), dpi=70)
-    a.imshow(np.asarray(Image.open(Path(data)/d.image.iloc[0]).convert("RGB").resize((240,240))))
-    b.text(0, 1, "\n".join(lines), va="top", fontsize=8.5, family="monospace")
-    for ax in (a,b): ax.axis("off")
-    fig.tight_layout()
-    return fig
+def run_instruct(data, seed, workers, max_failed, max_requests, provider, retries, choice_images, choice_rounds,
+                 dialogue_images, dialogue_rounds, evaluation_images, evaluation_slides, alike, blind):
+    "The whole stage: descriptions to data/instruct."
+    for p in filter(None, (provider, blind)): get_provider(p)
+    data, rounds, left_out = Path(data), {}, []
+    chat = dict(cache=str(data/"chat"), max_requests=max_requests)
+    patches = guard(candidates(data), data, evaluation_images, evaluation_slides, alike, workers)
+    good = _guarded(patches)
+    for kind,n in dict(choice=choice_images, dialogue=dialogue_images).items():
+        made, failed = ask(good, kind, n, data, seed, provider, retries, workers, **chat)
+        _enough(made, failed, max_failed)
+        reason = checked(made)
+        rounds[kind] = made[reason == ""]
+        left_out += [failed.assign(reason="no good answer"), made.assign(reason=reason)[reason != ""]]
+    choice, guessed, seen = drop_guessed(rounds["choice"], choice_rounds, blind, data/"instruct/blind", **chat)
+    df = pd.concat([lay_out(choice, seed), first_images(rounds["dialogue"], dialogue_rounds)], ignore_index=True)
+    df, left_out = df.drop(columns="text"), [patches[patches.reason != ""], *left_out, guessed.assign(reason="answered blind")]
+    left_out = pd.concat(left_out, ignore_index=True)
+    write_all(df, left_out, data/"instruct")
+    graded = grade(df, truths(good, data/"phantom/truth"))
+    m = measure(df, left_out) | seen | graded | dict(likest=float(good.likeness.max()))
+    return dict(rounds=df, rejected=left_out, patches=patches, metrics=write_metrics("instruct", m, data))
 
+# %% ../nbs/41_instruct.ipynb #acc03230
+def show_rounds(
+    d, # Rows on one image
+    data, # Root of everything produced
+)->str: # HTML
+    "A patch beside what is asked about it."
+    from html import escape
+    from PIL import Image
+    im = data_url(np.asarray(Image.open(Path(data)/d.image.iloc[0]).convert("RGB").resize((200,200))))
+    said = [p for r in d.itertuples() for q,a in turns(r) for p in (f"<b>{escape(q)}</b>", escape(a))]
+    text = "".join(f"<p>{p}</p>" for p in said).replace("\n", "<br>")
+    cell = '<td style="text-align:left;vertical-align:top">{}</td>'.format
+    return f"<table><tr>{cell(f'<img src={im}>')}{cell(text)}</tr></table>"
+
+# %% ../nbs/41_instruct.ipynb #487c034d
 def draw_statistics(
     df, # Rows of instruct.parquet
 ):
@@ -724,8 +808,9 @@ def draw_statistics(
     c, d = (df[df.kind == k] for k in ("choice","dialogue"))
     count = lambda ts: [len(t.split()) for t in ts]
     fig, axs = plt.subplots(1, 4, figsize=(11, 2.3), dpi=70, layout="constrained")
-    for ax,(title,n) in zip(axs, {"choice: words a question":count(c.question), "words an option":count([o for os in c.options for o in os]),
-                                  "dialogue: words an answer":count(d.answer)}.items()):
+    lengths = {"choice: words a question":count(c.question), "words an option":count([o for os in c.options for o in os]),
+               "dialogue: words an answer":count(d.answer)}
+    for ax,(title,n) in zip(axs, lengths.items()):
         ax.hist(n, np.arange(min(n, default=0), max(n, default=1)+2)-.5, color="#4477aa")
         ax.set_title(title, fontsize=9)
     c.letter.value_counts().sort_index().plot.bar(ax=axs[3], color="#4477aa", rot=0, xlabel="")
