@@ -72,6 +72,12 @@ def test_lengths_are_near_those_of_table_7(made):
     ratio = (statistics(made["rounds"])/paper).stack().dropna()
     assert ratio.between(.75, 1.25).all(), ratio
 
+def test_a_judgement_rests_on_what_speaks_for_it():
+    text = "The field shows normal glands and infiltrating glands. The background consists of adipose tissue. The cells have uniform nuclei. The appearance favours {}."
+    for word,reason,other in (("malignancy","infiltrating_glands","normal_glands"), ("a benign process","normal_glands","infiltrating_glands")):
+        said = claims(dialogue_by_rule(text.format(word))["questions"][-1]["answer"])
+        assert said[reason] and other not in said and "adipose" not in said
+
 def test_wordings_vary():
     qs = [q for i,t in enumerate(texts(60)) for q in choice_by_rule(t, i)["questions"]]
     assert len({q["question"] for q in qs}) > 10 and {q["question"] for q in qs} <= {s for ss in STEMS.values() for s in ss}
