@@ -484,21 +484,25 @@ def _looks(opened, threads): # Looks of images that are opened by functions; Non
         except (OSError, SyntaxError, ValueError): return None
     with ThreadPoolExecutor(threads) as pool: return list(progress(pool.map(one, opened), "guard", len(opened)))
 
+def _parts(path, n=1000): # Images of an h5, n at a time, each with the number of the first
+    import h5py
+    try:
+        with h5py.File(path) as f:
+            for s in range(0, len(f["x"]) if "x" in f else 0, n): yield s, f["x"][s:s+n]
+    except OSError as e: raise PathgenError(f"{path} cannot be read ({one_line(e)}): fetch it again") from e
+
 def evaluation_looks(
     folder, # Of an evaluation set: image files, and arrays `x` of h5 files, at any depth
     threads:int=4, # That decode
 )->tuple: # names; (N,16,16)
     "The looks of all images below a folder."
-    import h5py
     from PIL import Image
     files = sorted(p for p in need(folder).rglob("*") if p.suffix.lower() in IMAGES)
     names, found = [str(p) for p in files], _looks([functools.partial(Image.open, p) for p in files], threads)
     for p in sorted(Path(folder).rglob("*.h5")):
-        with h5py.File(p) as f:
-            for s in range(0, len(f["x"]) if "x" in f else 0, 1000):
-                part = f["x"][s:s+1000]
-                found += _looks([functools.partial(Image.fromarray, a) for a in part], threads)
-                names += [f"{p}[{s+i}]" for i in range(len(part))]
+        for s,part in _parts(p):
+            found += _looks([functools.partial(Image.fromarray, a) for a in part], threads)
+            names += [f"{p}[{s+i}]" for i in range(len(part))]
     good = [i for i,l in enumerate(found) if l is not None]
     return [names[i] for i in good], np.stack([found[i] for i in good]) if good else np.zeros((0,LOOK,LOOK), np.float32)
 

@@ -159,6 +159,8 @@ def test_without_a_leak_nothing_goes(tmp_path):
 def test_a_guard_that_is_not_there_is_no_guard(root, tmp_path):
     with pytest.raises(PathgenError, match="no_such_set is missing"): run(root, evaluation_images=["no_such_set"])
     with pytest.raises(PathgenError, match="slides.parquet is missing"): run(root, evaluation_slides=["mil/slides.parquet"])
+    (tmp_path/"x.h5").write_bytes(b"cut short")
+    with pytest.raises(PathgenError, match="x.h5 cannot be read"): evaluation_looks(tmp_path)
 
 def test_everything_leaked(tmp_path):
     root = make(tmp_path, 16)
