@@ -6,10 +6,10 @@ Docs: https://pathgen.github.io/pathgen/chat.html.md"""
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'RULES', 'OPENAI', 'MAX_TOKENS', 'Unaided', 'ENHANCE', 'BREAK', 'DIALOGUE', 'SPREAD', 'Option', 'CHOICE',
-           'JUDGE', 'Role', 'render', 'AnswerError', 'Misfit', 'check', 'Provider', 'register', 'get_provider',
-           'builtin', 'endpoint', 'is_local', 'data_url', 'told', 'message', 'spend', 'serves', 'allow', 'image_tokens',
-           'estimate', 'Answer', 'provenance', 'ask', 'ask_many', 'unaided', 'Enhanced', 'without', 'Broken', 'Turn',
-           'Dialogue', 'bare', 'Choice', 'Choices', 'Verdict']
+           'LETTERS', 'JUDGE', 'Role', 'render', 'AnswerError', 'Misfit', 'check', 'Provider', 'register',
+           'get_provider', 'builtin', 'endpoint', 'is_local', 'data_url', 'told', 'message', 'spend', 'serves', 'allow',
+           'image_tokens', 'estimate', 'Answer', 'provenance', 'ask', 'ask_many', 'unaided', 'Enhanced', 'without',
+           'Broken', 'Turn', 'Dialogue', 'bare', 'Choice', 'Choices', 'lettered', 'put_choice', 'Verdict']
 
 # %% ../nbs/02_chat.ipynb #1571b275
 import inspect, json, math, os, re, string, sys, threading
@@ -585,6 +585,22 @@ not looked at the image. Make them alike in length, form and detail; the right o
 
 Answer as JSON: {{"questions": [{{"question": "...", "options": ["...", "...", "...", "..."], "answer": the right option word for \
 word, "explanation": "..."}}]}}""", Choices)
+
+# %% ../nbs/02_chat.ipynb #474592fa
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+def lettered(
+    options, # Texts
+)->str: # A line an option
+    "Options with their letters."
+    return "\n".join(f"{l}) {o}" for l,o in zip(LETTERS, options))
+
+def put_choice(
+    question:str, # The question
+    options, # Texts
+)->str:
+    "A multiple-choice question as it is put to a model."
+    return f"{question}\n{lettered(options)}\nAnswer with the option's letter from the given choices directly."
 
 # %% ../nbs/02_chat.ipynb #190469e5
 class Verdict(BaseModel):

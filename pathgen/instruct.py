@@ -6,14 +6,13 @@ Docs: https://pathgen.github.io/pathgen/instruct.html.md"""
 
 # %% auto #0
 __all__ = ['ASPECTS', 'ASK', 'SAY', 'ANSWER', 'MILD', 'KINDS', 'NEAR', 'STEMS', 'SIGNS', 'SECOND', 'WHY', 'SOURCE', 'FOLDS',
-           'GUESS', 'REQUEST', 'REASON', 'LOOK', 'IMAGES', 'ROLES', 'COLUMNS', 'CARD', 'ORIGIN', 'LEFT_OUT', 'aspect',
-           'facts', 'supports', 'answer_on', 'dialogue_by_rule', 'near', 'pick_options', 'plan_questions',
-           'first_weights', 'balance', 'form_of', 'forms', 'word_options', 'choice_by_rule', 'names_source',
-           'check_turn', 'check_choice', 'option_words', 'blind_chances', 'guess_by_words', 'Pick', 'lettered',
-           'guess_slide', 'guess_by_model', 'lay_out', 'turns', 'llava_form', 'look', 'evaluation_looks', 'likest',
-           'evaluation_ids', 'guard', 'statistics', 'truths', 'grade', 'candidates', 'ask_slide', 'ask', 'checked',
-           'first_images', 'write_card', 'measure', 'drop_guessed', 'write_all', 'run_instruct', 'show_rounds',
-           'draw_statistics', 'draw_guard']
+           'GUESS', 'REASON', 'LOOK', 'IMAGES', 'ROLES', 'COLUMNS', 'CARD', 'ORIGIN', 'LEFT_OUT', 'aspect', 'facts',
+           'supports', 'answer_on', 'dialogue_by_rule', 'near', 'pick_options', 'plan_questions', 'first_weights',
+           'balance', 'form_of', 'forms', 'word_options', 'choice_by_rule', 'names_source', 'check_turn',
+           'check_choice', 'option_words', 'blind_chances', 'guess_by_words', 'Pick', 'guess_slide', 'guess_by_model',
+           'lay_out', 'turns', 'llava_form', 'look', 'evaluation_looks', 'likest', 'evaluation_ids', 'guard',
+           'statistics', 'truths', 'grade', 'candidates', 'ask_slide', 'ask', 'checked', 'first_images', 'write_card',
+           'measure', 'drop_guessed', 'write_all', 'run_instruct', 'show_rounds', 'draw_statistics', 'draw_guard']
 
 # %% ../nbs/41_instruct.ipynb #b6310334
 import functools, re
@@ -23,7 +22,7 @@ import numpy as np, pandas as pd
 from pydantic import BaseModel
 from .core import (PathgenError, digest, each, need, one_line, progress, read_table, rng, write_json,
                           write_metrics, write_table, write_text)
-from .chat import CHOICE, DIALOGUE, SPREAD, Role, ask_many, builtin, data_url, get_provider, provenance, unaided
+from .chat import CHOICE, DIALOGUE, SPREAD, Role, ask_many, builtin, data_url, get_provider, lettered, provenance, put_choice, unaided
 from .findings import CONCEPTS, Truth, claims
 from .morphometry import PHRASES, bare, join, phrase
 
@@ -388,12 +387,6 @@ GUESS = Role("guess", """This question belongs to an image that you cannot see:
 
 Choose the option that you think most likely. Answer as JSON: {{"letter": "A", "B", "C" or "D"}}""", Pick, stage="instruct")
 
-def lettered(
-    options:list, # Four texts
-)->str: # Four lines
-    "Options as they are put to a reader."
-    return "\n".join(f"{l}) {o}" for l,o in zip("ABCD", options))
-
 def guess_slide(
     item, # (slide_id, its questions)
     path, # Table to write: hits of 4 rotations
@@ -441,23 +434,27 @@ def lay_out(
     return df
 
 # %% ../nbs/41_instruct.ipynb #9ee061bf
-REQUEST = "Answer with the option's letter from the given choices directly."
 REASON = "Which finding in the image decides this?"
 
 def turns(
     r, # A row of instruct.parquet
+    openly:bool=False, # Put a choice question without its options first
 )->list: # (human, model), ...
     "What is said in a round."
     if r.kind == "dialogue": return [(r.question, r.answer)]
-    return [(f"{r.question}\n{lettered(r.options)}\n{REQUEST}", r.letter), (REASON, r.explanation)]
+    first = [(r.question, r.answer)] if openly else []
+    asked = "Which of these is that?" if openly else r.question
+    return [*first, (put_choice(asked, r.options), r.letter), (REASON, r.explanation)]
 
 def llava_form(
     df, # Rows of instruct.parquet
+    open_share:float=0, # Share of the choice questions that are put openly first
 )->list: # Of dict: id, image, conversations
     "Rounds as LLaVA is trained on them: a conversation for each choice question and for each dialogue."
     out, key = [], np.where(df.kind == "choice", df["round"].astype(str), "dialogue")
-    for (p,k),d in df.groupby(["patch_id", key], sort=False):
-        said = [t for r in d.itertuples() for t in turns(r)]
+    for n,((p,k),d) in enumerate(df.groupby(["patch_id", key], sort=False)):
+        openly = int((n+1)*open_share) > int(n*open_share)
+        said = [t for r in d.itertuples() for t in turns(r, openly)]
         said = [("<image>\n"*(i == 0) + q, a) for i,(q,a) in enumerate(said)]
         talk = [{"from":who, "value":v} for qa in said for who,v in zip(("human","gpt"), qa)]
         out.append(dict(id=f"{p}-{k if k == 'dialogue' else 'choice'+k}", image=d.image.iloc[0], conversations=talk))
@@ -767,17 +764,18 @@ def write_all(
     df, # Rows of instruct.parquet
     left_out, # Rows of rejected.parquet
     out, # Folder
+    open_share:float=0, # Of `llava_form`
 ):
     "Write the tables, the conversations and the card."
     write_table(df, out/"instruct.parquet")
     texts = dict.fromkeys(["kind","question","answer","error","like"], "string")
     write_table(left_out.reindex(columns=LEFT_OUT).astype(texts), out/"rejected.parquet")
-    for s in ("train","val"): write_json(llava_form(df[df.split == s]), out/f"llava-{s}.json")
+    for s,share in dict(train=open_share, val=0).items(): write_json(llava_form(df[df.split == s], share), out/f"llava-{s}.json")
     write_text(statistics(df).round(2).to_csv(index_label="source"), out/"statistics.csv")
     write_card(df, out/"README.md")
 
 def run_instruct(data, seed, workers, max_failed, max_requests, provider, retries, choice_images, choice_rounds,
-                 dialogue_images, dialogue_rounds, evaluation_images, evaluation_slides, alike, blind):
+                 dialogue_images, dialogue_rounds, open_share, evaluation_images, evaluation_slides, alike, blind):
     "The whole stage: descriptions to data/instruct."
     for p in filter(None, (provider, blind)): get_provider(p)
     data, rounds, left_out = Path(data), {}, []
@@ -794,7 +792,7 @@ def run_instruct(data, seed, workers, max_failed, max_requests, provider, retrie
     df = pd.concat([lay_out(choice, seed), first_images(rounds["dialogue"], dialogue_rounds)], ignore_index=True)
     df, left_out = df.drop(columns="text"), [patches[patches.reason != ""], *left_out, guessed.assign(reason="answered blind")]
     left_out = pd.concat(left_out, ignore_index=True)
-    write_all(df, left_out, data/"instruct")
+    write_all(df, left_out, data/"instruct", open_share)
     graded = grade(df, truths(good, data/"phantom/truth"))
     m = measure(df, left_out) | seen | graded | dict(likest=float(good.likeness.max()))
     return dict(rounds=df, rejected=left_out, patches=patches, metrics=write_metrics("instruct", m, data))

@@ -10,7 +10,7 @@ from pathgen.instruct import (STEMS, blind_chances, candidates, choice_by_rule, 
 from pathgen.morphometry import PHRASES, describe_findings
 
 HOW = dict(seed=0, workers=1, max_failed=.1, max_requests=10, provider="builtin", retries=0, choice_images=100, choice_rounds=1000, dialogue_images=100,
-           dialogue_rounds=1000, evaluation_images=[], evaluation_slides=[], alike=.97, blind=None)
+           dialogue_rounds=1000, open_share=.5, evaluation_images=[], evaluation_slides=[], alike=.97, blind=None)
 
 def run(root, **kw): return run_instruct(root, **HOW | kw)
 
