@@ -100,8 +100,10 @@ def test_files(root, made):
             said = t["conversations"]
             assert [c["from"] for c in said] == ["human","gpt"]*(len(said)//2) and (root/t["image"]).is_file()
             assert [c["value"].count("<image>") for c in said] == [1]+[0]*(len(said)-1)
-        n = df[df.split == s]
-        assert sum(len(t["conversations"])//2 for t in talks) == len(n) + (n.kind == "choice").sum(), "a choice question has a second turn"
+        n, choice = df[df.split == s], [t["conversations"] for t in talks if "choice" in t["id"]]
+        openly = [c for c in choice if "A) " not in c[0]["value"]]
+        assert len(openly) in ([0] if s == "val" else [len(choice)//2, len(choice)//2+1]), "half are put openly first, none in validation"
+        assert sum(len(t["conversations"])//2 for t in talks) == len(n) + (n.kind == "choice").sum() + len(openly), "a choice question has a turn for its reason"
     assert "rejected.parquet" in (out/"README.md").read_text()
     assert read_json(root/"metrics/instruct.json") == made["metrics"]
 
