@@ -6,9 +6,12 @@ Docs: https://pathgen.github.io/pathgen/mil.html.md"""
 
 # %% auto #0
 __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_loss', 'Plan', 'plan_run', 'hidden_ranks',
-           'falling', 'plain_run', 'rounding', 'Stack', 'val_losses', 'train_runs']
+           'falling', 'plain_run', 'rounding', 'Stack', 'val_losses', 'train_runs', 'time_grid', 'Recipe', 'choose',
+           'fit_head', 'slide_logits', 'softmax', 'fit_temperature', 'reliability', 'judge', 'check_parts',
+           'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side', 'heatmap',
+           'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k']
 
-# %% ../nbs/52_mil.ipynb #580183e5
+# %% ../nbs/52_mil.ipynb #6cb1d573
 from pathlib import Path
 from dataclasses import dataclass
 import contextlib, functools, math, shutil, time
@@ -17,7 +20,7 @@ from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick
     read_table, rng, write_json, write_metrics, write_table)
 from .wsi import Bag, open_slide, read_bag
 
-# %% ../nbs/52_mil.ipynb #b4ccda9f
+# %% ../nbs/52_mil.ipynb #9c655c16
 HEADS = ("abmil","acmil")
 
 def n_branches(
@@ -49,7 +52,7 @@ def unpack(
     cuts = flat.split([math.prod(s) for s,_ in shapes.values()], -1)
     return {k:f.unflatten(-1, s) for (k,(s,_)),f in zip(shapes.items(), cuts)}
 
-# %% ../nbs/52_mil.ipynb #e4bf6fc5
+# %% ../nbs/52_mil.ipynb #0b3c96f4
 def forward(
     w:dict, # Arrays from `unpack`
     x, # (...,N,D) features of a bag
@@ -87,7 +90,7 @@ def mil_loss(
     alike = (unit.sum(-1).square().sum(-1)-m)/(m*(m-1))
     return loss - (branch.log_softmax(-1)*hot.unsqueeze(-2)).sum(-1).mean(-1) + alike
 
-# %% ../nbs/52_mil.ipynb #36b44015
+# %% ../nbs/52_mil.ipynb #7b25f3b3
 @dataclass
 class Plan:
     "All that is random in one run."
@@ -120,7 +123,7 @@ def hidden_ranks(
     noise = noise[:n]
     return noise.argsort(0).argsort(0) < int(len(noise)*share)
 
-# %% ../nbs/52_mil.ipynb #3d3c772e
+# %% ../nbs/52_mil.ipynb #7e642505
 def _tensors(bags, device): # Bags as they are stored, as tensors
     import torch
     return [torch.as_tensor(b, device=device) for b in bags]
@@ -158,7 +161,7 @@ def plain_run(
         if losses[-1] == min(losses) and losses.count(losses[-1]) == 1: best = flat.detach().clone()
     return best, np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #68d24a05
+# %% ../nbs/52_mil.ipynb #e7904d6b
 @contextlib.contextmanager
 def rounding(
     products:str="ieee", # ieee (float32 as it is) or bf16 (factors are rounded to bfloat16, sums are not)
@@ -191,7 +194,7 @@ class Stack:
         for group,lr in zip(self.opt.param_groups, self.lrs): group["lr"] = lr*share
         self.opt.step()
 
-# %% ../nbs/52_mil.ipynb #6a7614f8
+# %% ../nbs/52_mil.ipynb #ebf52e15
 ROOM = 2048 # Instances that the bags of all seeds may have in one step to be stacked
 
 def _bag_of(xs, plans, t, share): # What the runs of some seeds see in step t: features, masks, padding
@@ -216,7 +219,7 @@ def val_losses(
         total = [sum(mil_loss(forward(w, x.float())[0], None, None, int(y)) for x,y in zip(bags, labels)) for w in runs]
     return torch.stack([t.reshape(len(t), -1) for t in total], 1).flatten(1).cpu().numpy()/len(bags)
 
-# %% ../nbs/52_mil.ipynb #7c48e720
+# %% ../nbs/52_mil.ipynb #31c1ac3b
 def train_runs(
     train:tuple, # Bags (N,D) and their classes
     val:tuple, # Bags and classes for validation
@@ -246,3 +249,300 @@ def train_runs(
         better = torch.as_tensor(losses[-1] < np.min(losses[:-1], 0, initial=np.inf), device=device)
         best[better] = stack.w[better]
     return best.cpu(), np.array(losses)
+
+# %% ../nbs/52_mil.ipynb #07ac652d
+def time_grid(
+    bags:int=100, # Bags of the grid
+    n:int=200, # Instances of each
+    dim:int=512, # Of the features
+    epochs:int=50, # Of the grid
+    lrs=(1e-4,2e-4,5e-4), # Learning rates
+    seeds:int=5, # Runs of each
+    products:str="ieee", # How the stacked runs multiply, ieee or bf16
+    measured:int=6, # Bags that are really shown
+    rounds:int=3, # Of which the quickest counts
+    **sizes, # hidden, gate
+)->dict: # seconds, plain_seconds, ratio of the whole grid of both heads; product_ms
+    "Time the whole grid, side by side and one run after the other, from a few steps."
+    import torch
+    g, y, best = rng(0, "time", n, dim), np.arange(measured)%2, {}
+    xs = [g.normal(size=(n,dim)).astype(np.float16) for _ in y]
+    def note(what, f, *args):
+        t0 = time.perf_counter()
+        f(*args)
+        best[what] = min(best.get(what, np.inf), time.perf_counter()-t0)
+    x, w = torch.randn(n, dim), torch.randn(dim, len(lrs)*seeds*sizes.get("hidden", 256))
+    for head in [HEADS[0],*list(HEADS)*rounds]: # the first one warms up
+        shapes = layers(dim, 2, n_branches(head), **sizes)
+        plans = [plan_run(shapes, measured, 1, s) for s in range(seeds)]
+        with rounding(products): note(head, train_runs, (xs,y), (xs[:1],y[:1]), lrs, plans, shapes)
+        note(f"plain {head}", plain_run, (xs,y), (xs[:1],y[:1]), lrs[0], plans[0], shapes)
+        note("product", torch.mm, x, w)
+    times = bags/measured*epochs
+    fast, slow = (times*sum(best[k+h] for h in HEADS) for k in ("","plain "))
+    return dict(seconds=fast, plain_seconds=len(lrs)*seeds*slow, ratio=len(lrs)*seeds*slow/fast, product_ms=1e3*best["product"])
+
+# %% ../nbs/52_mil.ipynb #20afdaf8
+@dataclass
+class Recipe:
+    "How a head is trained."
+    lrs: tuple = (1e-4,2e-4,5e-4) # Learning rates to choose from
+    seeds: int = 5 # Runs of each
+    epochs: int = 50 # Times every bag is shown
+    wd: float = 1e-4 # Weight decay
+    hidden: int = 256 # Dimensions after the first layer
+    gate: int = 128 # Dimensions of the gated attention
+    branches: int = 5 # Branches of ACMIL
+    top_k: int = 10 # Largest logits of a branch of which some are masked
+    mask_share: float = .6 # Share of them that is masked
+    products: str = "ieee" # ieee or bf16, see `rounding`
+
+# %% ../nbs/52_mil.ipynb #89e0fa89
+def choose(
+    losses, # (epochs,L,S) validation losses
+)->tuple: # number of the learning rate; epoch of each seed's run, from 0 (S,); number of the seed that is kept
+    "Choose on validation losses."
+    least = losses.min(0)
+    rate = int(least.mean(1).argmin())
+    return rate, losses[:,rate].argmin(0), int(least[rate].argmin())
+
+def fit_head(
+    train:tuple, # Bags (N,D) and their classes 0, 1, ...
+    val:tuple, # Bags and classes for validation
+    head:str, # abmil or acmil
+    classes:int, # Number of classes
+    recipe:Recipe, # How
+    seed:int=0, # Of the run; run i has the seed (seed, i)
+    device:str="cpu", # cpu, cuda, ...
+    desc:str="", # For the progress bar
+)->tuple: # arrays of each seed's run at the chosen rate [{name: tensor}]; validation losses (epochs,L,S)
+    "Train a head with all rates and seeds; keep what validation chooses."
+    r = recipe
+    shapes = layers(train[0][0].shape[1], classes, n_branches(head, r.branches), r.hidden, r.gate)
+    plans = [plan_run(shapes, len(train[0]), r.epochs, (seed,i), r.top_k) for i in range(r.seeds)]
+    with rounding(r.products): weights,losses = train_runs(train, val, r.lrs, plans, shapes, r.wd, r.mask_share, device, desc)
+    return [unpack(w, shapes) for w in weights[choose(losses)[0]]], losses
+
+def slide_logits(
+    w:dict, # Arrays of one run
+    bags, # Bags (N,D)
+)->np.ndarray: # (slides,C)
+    "Classify slides; nothing is masked."
+    import torch
+    with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
+
+# %% ../nbs/52_mil.ipynb #350325d2
+def softmax(
+    z, # (n,C) logits
+)->np.ndarray: # (n,C) probabilities
+    "Logits as probabilities."
+    p = np.exp(z-z.max(1, keepdims=True))
+    return p/p.sum(1, keepdims=True)
+
+def fit_temperature(
+    logits, # (n,C) of validation slides
+    y, # (n,) their classes
+    most:float=10, # The temperature lies between 1/most and this
+)->float:
+    "The temperature that makes the validation slides most likely."
+    from scipy.optimize import minimize_scalar
+    nll = lambda t: -np.log(softmax(logits/np.exp(t))[np.arange(len(y)),y]+1e-12).mean()
+    return float(np.exp(minimize_scalar(nll, bounds=(-np.log(most),np.log(most)), method="bounded").x))
+
+def reliability(
+    p, # (n,C) probabilities
+    y, # (n,) classes
+    bins:int=10, # Of the largest probability
+)->pd.DataFrame: # Of each bin that is not empty: n, said (mean probability), right (share)
+    "What a head says of its certainty, and what is true."
+    top = np.minimum((p.max(1)*bins).astype(int), bins-1)
+    df = pd.DataFrame(dict(bin=top, said=p.max(1), right=p.argmax(1)==y))
+    return df.groupby("bin").agg(n=("said","size"), said=("said","mean"), right=("right","mean"))
+
+def judge(
+    logits, # (n,C)
+    y, # (n,) classes
+    temperature:float=1, # From `fit_temperature`
+)->dict: # f1, auc, accuracy; ece and brier before and after scaling
+    "Scores of test slides."
+    from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
+    before, after, k = softmax(logits), softmax(logits/temperature), list(range(logits.shape[1]))
+    auc = roc_auc_score(y, before[:,1]) if len(k)==2 else roc_auc_score(y, before, multi_class="ovr", labels=k)
+    gap = lambda p: (lambda t: float((t.n*(t.said-t.right).abs()).sum()/len(y)))(reliability(p, y))
+    square = lambda p: float(((p-np.eye(len(k))[y])**2).sum(1).mean()/2)
+    return dict(f1=f1_score(y, before.argmax(1), average="macro", labels=k, zero_division=0), auc=float(auc), accuracy=float((before.argmax(1)==y).mean()),
+        ece_before=gap(before), ece=gap(after), brier_before=square(before), brier=square(after))
+
+# %% ../nbs/52_mil.ipynb #23f8bb81
+def check_parts(
+    df, # Slides with label and split
+    classes:list, # Names of the classes
+    title:str, # Of the set
+):
+    "Every class must be there to learn from, to choose with and to test on."
+    if len(classes) < 2: raise PathgenError(f"{title}: has the class {', '.join(classes) or 'none'} only: a classifier needs at least two")
+    for part,use in dict(train="training", val="validation", test="testing").items():
+        lacks = [c for c in classes if c not in set(df.label[df.split==part])]
+        if lacks: raise PathgenError(f"{title}: no slide for {use} is {', '.join(lacks)}: add slides of this class, raise mil.val_share, or take another seed")
+
+# %% ../nbs/52_mil.ipynb #dddac3cf
+def read_good_bag(
+    path, # HDF5 file
+)->Bag:
+    "Read a bag that can be learned from."
+    if not Path(path).exists(): raise PathgenError(f"{path} is missing: tile and embed this slide, or take it out of the labels")
+    bag = read_bag(path)
+    if not len(bag.features): raise PathgenError(f"{path} holds no patch: is there tissue on the slide? tile it with other thresholds, or take it out of the labels")
+    bad = (~np.isfinite(bag.features)).any(1).sum()
+    if bad: raise PathgenError(f"{path}: the features of {bad} of {len(bag.features)} patches are not finite: embed the slide again")
+    return bag
+
+def set_bags(
+    df, # Slides with slide_id
+    folder, # Of bags
+    max_failed:float=.1, # Share of the slides that may lack a good bag
+)->tuple: # rows with a good bag, with its path as `bag`; table of errors (item, error); number of bags without a label
+    "Find the bag of every labelled slide."
+    folder = need(folder)
+    dims, errors = {}, {}
+    for k in df.slide_id:
+        try: dims[k] = read_good_bag(folder/f"{k}.h5").features.shape[1]
+        except PathgenError as e: errors[k] = one_line(e)
+    usual = pd.Series(dims, dtype=int).mode()
+    for k,d in dims.items():
+        if d != usual[0]: errors[k] = f"{folder/f'{k}.h5'} has features of {d} dimensions, most of the others {usual[0]}: embed all slides with one encoder"
+    if len(errors) > max_failed*len(df):
+        k,e = sorted(errors.items())[0]
+        raise PathgenError(f"{len(errors)} of {len(df)} labelled slides have no good bag in {folder}, such as {k}: {e} (base.max_failed allows a share of {max_failed})")
+    good = df[~df.slide_id.isin(errors)].reset_index(drop=True)
+    more = len({p.stem for p in folder.glob("*.h5")}-set(df.slide_id))
+    return good.assign(bag=[str(folder/f"{k}.h5") for k in good.slide_id]), pd.DataFrame(sorted(errors.items()), columns=["item","error"]), more
+
+# %% ../nbs/52_mil.ipynb #f84149ad
+@dataclass
+class Mil:
+    "A trained head."
+    weights: dict # Arrays by name
+    config: dict # head, set, classes, dim, temperature, encoder, ...
+
+def save_mil(
+    model:Mil, # A head
+    folder, # Where model.safetensors and config.json go
+):
+    "Save a head."
+    from safetensors.numpy import save_file
+    with atomic(Path(folder)/"model.safetensors") as tmp: save_file({k:np.ascontiguousarray(v) for k,v in model.weights.items()}, tmp)
+    write_json(model.config, Path(folder)/"config.json")
+
+def load_mil(
+    folder, # Of a saved head
+)->Mil:
+    "Load a head."
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+    config, path = read_json(Path(folder)/"config.json"), need(Path(folder)/"model.safetensors")
+    try: return Mil({k:torch.from_numpy(v) for k,v in load_file(path).items()}, config)
+    except (SafetensorError, OSError) as e: raise PathgenError(f"{path} cannot be read ({one_line(e)}): run `pathgen run mil` again") from e
+
+def predict(
+    model:Mil, # From `load_mil`
+    bag:Bag, # From `wsi.read_bag`
+)->tuple: # {class: calibrated probability}; attention (N,), sums to 1, the mean of all branches
+    "Classify a slide and say which patches decided."
+    import torch
+    c, (n,dim) = model.config, bag.features.shape
+    if not n: raise PathgenError("the bag is empty: there is nothing to classify")
+    if dim != c["dim"]: raise PathgenError(f"the bag has features of {dim} dimensions, the model takes {c['dim']}: embed the slide with {c['encoder_name'] or 'the encoder of the model'}")
+    made = bag.attrs.get("encoder")
+    if made and c["encoder"] and made != c["encoder"]: raise PathgenError(f"the bag was made with the encoder {made}, the model wants {c['encoder']} ({c['encoder_name']}): embed the slide again")
+    with torch.inference_mode(): slide,_,a = forward(model.weights, torch.as_tensor(bag.features).float())
+    p = softmax(slide.numpy()[None]/c["temperature"])[0]
+    return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
+
+# %% ../nbs/52_mil.ipynb #ef991454
+def patch_side(
+    bag:Bag, # With coords
+)->int: # Level-0 px
+    "The side of a patch, stated or taken from the grid."
+    if "patch_size_level0" in bag.attrs: return int(bag.attrs["patch_size_level0"])
+    if bag.coords is None: raise PathgenError("the bag has no coords, so its patches cannot be placed: make it again with CLAM, TRIDENT or `pathgen run embed`")
+    steps = [np.diff(np.unique(c)) for c in bag.coords.T]
+    steps = np.concatenate(steps)
+    return int(steps.min()) if len(steps) else 1
+
+def heatmap(
+    bag:Bag, # With coords
+    values, # (N,) a number for each patch
+)->tuple: # (rows,columns) image, NaN where no patch is; its extent for `imshow`, level-0 px
+    "Values of the patches as an image."
+    side = patch_side(bag)
+    first = bag.coords.min(0)
+    j,i = np.round((bag.coords-first)/side).astype(int).T
+    im = np.full((i.max()+1,j.max()+1), np.nan)
+    im[i,j] = values
+    x,y = map(float, first)
+    return im, (x, x+side*im.shape[1], y+side*im.shape[0], y)
+
+def attention_geojson(
+    bag:Bag, # With coords
+    attention, # (N,) from `predict`
+    name:str="attention", # Of the measurement
+)->dict: # A GeoJSON feature collection
+    "Patches as QuPath detections, attention as a measurement; `relative` is 1 where all patches count the same."
+    side, out = patch_side(bag), []
+    for (x,y),a in zip(bag.coords.tolist(), np.asarray(attention, float)):
+        corners = [[x,y], [x+side,y], [x+side,y+side], [x,y+side], [x,y]]
+        numbers = {name:float(a), f"{name} relative":float(a*len(attention))}
+        out.append(dict(type="Feature", geometry=dict(type="Polygon", coordinates=[corners]), properties=dict(objectType="detection", measurements=numbers)))
+    return dict(type="FeatureCollection", features=out)
+
+# %% ../nbs/52_mil.ipynb #52695714
+def lesion_shares(
+    folder, # Of the truth of painted slides
+    slide_id:str, # A slide
+    bag:Bag, # Its bag
+)->np.ndarray: # (N,) share of each patch in a lesion; None where there is no truth of the slide
+    "How much of each patch is lesion."
+    from pathgen.findings import Truth
+    if not (Path(folder)/f"{slide_id}.json").exists(): return None
+    truth, side = Truth.load(folder, slide_id), patch_side(bag)
+    ids = [r["id"] for r in truth.info["regions"] if r["lesion"]]
+    return np.array([truth.region_fraction(int(x), int(y), side, ids) for x,y in bag.coords])
+
+def in_lesion(
+    attention, # (N,)
+    shares, # (N,) from `lesion_shares`
+)->tuple: # share of the attention, share of the patches; NaN where no patch is in a lesion
+    "How much attention falls on patches of which at least half is lesion."
+    inside = np.asarray(shares) >= .5
+    return (float(attention[inside].sum()/attention.sum()), float(inside.mean())) if inside.any() else (np.nan, np.nan)
+
+# %% ../nbs/52_mil.ipynb #a713b065
+def class_sentences(
+    clip, # Model with a text tower
+    name:str, # Set of slides
+    classes, # Its classes
+)->np.ndarray: # (C,D) unit vectors
+    "The mean sentence of each class."
+    from pathgen.sets import SLIDE_PROMPTS, TEMPLATES
+    v = np.stack([clip.encode_texts([t.format(n) for n in SLIDE_PROMPTS[name][c] for t in TEMPLATES]).mean(0) for c in classes])
+    return v/np.linalg.norm(v, axis=1, keepdims=True)
+
+def pool_top(
+    features, # (N,D) of a bag
+    sentences, # (C,D) unit vectors
+    ks=(1,5,10,50,100), # Patches that count
+)->np.ndarray: # (len(ks),C)
+    "Means of the largest cosines with each class."
+    f = np.asarray(features, np.float32)
+    s = -np.sort(-(f/np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12))@sentences.T, axis=0)
+    return np.stack([s[:k].mean(0) for k in ks])
+
+def choose_k(
+    pooled, # (slides,len(ks),C) of validation slides
+    y, # (slides,) their classes
+)->int: # Number of the k
+    "Choose how many patches count."
+    scores = [judge(pooled[:,i], y) for i in range(pooled.shape[1])]
+    return max(range(len(scores)), key=lambda i: (scores[i]["auc"], scores[i]["f1"], -i))
