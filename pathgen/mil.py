@@ -9,9 +9,11 @@ __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_lo
            'falling', 'plain_run', 'rounding', 'Stack', 'val_losses', 'train_runs', 'time_grid', 'Recipe', 'choose',
            'fit_head', 'slide_logits', 'softmax', 'fit_temperature', 'reliability', 'judge', 'check_parts',
            'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side', 'heatmap',
-           'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k']
+           'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k', 'train_item',
+           'train_all', 'read_item', 'test_scores', 'zero_shot', 'zero_shot_all', 'attend_all', 'plot_attention',
+           'plot_patches', 'plot_reliability', 'table3', 'summary', 'read_tables', 'run_mil']
 
-# %% ../nbs/52_mil.ipynb #6cb1d573
+# %% ../nbs/52_mil.ipynb #aa638686
 from pathlib import Path
 from dataclasses import dataclass
 import contextlib, functools, math, shutil, time
@@ -20,7 +22,7 @@ from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick
     read_table, rng, write_json, write_metrics, write_table)
 from .wsi import Bag, open_slide, read_bag
 
-# %% ../nbs/52_mil.ipynb #9c655c16
+# %% ../nbs/52_mil.ipynb #def0323d
 HEADS = ("abmil","acmil")
 
 def n_branches(
@@ -52,7 +54,7 @@ def unpack(
     cuts = flat.split([math.prod(s) for s,_ in shapes.values()], -1)
     return {k:f.unflatten(-1, s) for (k,(s,_)),f in zip(shapes.items(), cuts)}
 
-# %% ../nbs/52_mil.ipynb #0b3c96f4
+# %% ../nbs/52_mil.ipynb #054035fc
 def forward(
     w:dict, # Arrays from `unpack`
     x, # (...,N,D) features of a bag
@@ -90,7 +92,7 @@ def mil_loss(
     alike = (unit.sum(-1).square().sum(-1)-m)/(m*(m-1))
     return loss - (branch.log_softmax(-1)*hot.unsqueeze(-2)).sum(-1).mean(-1) + alike
 
-# %% ../nbs/52_mil.ipynb #7b25f3b3
+# %% ../nbs/52_mil.ipynb #c4f2d83e
 @dataclass
 class Plan:
     "All that is random in one run."
@@ -123,7 +125,7 @@ def hidden_ranks(
     noise = noise[:n]
     return noise.argsort(0).argsort(0) < int(len(noise)*share)
 
-# %% ../nbs/52_mil.ipynb #7e642505
+# %% ../nbs/52_mil.ipynb #344f2048
 def _tensors(bags, device): # Bags as they are stored, as tensors
     import torch
     return [torch.as_tensor(b, device=device) for b in bags]
@@ -161,7 +163,7 @@ def plain_run(
         if losses[-1] == min(losses) and losses.count(losses[-1]) == 1: best = flat.detach().clone()
     return best, np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #e7904d6b
+# %% ../nbs/52_mil.ipynb #983d3366
 @contextlib.contextmanager
 def rounding(
     products:str="ieee", # ieee (float32 as it is) or bf16 (factors are rounded to bfloat16, sums are not)
@@ -194,7 +196,7 @@ class Stack:
         for group,lr in zip(self.opt.param_groups, self.lrs): group["lr"] = lr*share
         self.opt.step()
 
-# %% ../nbs/52_mil.ipynb #ebf52e15
+# %% ../nbs/52_mil.ipynb #80dacf60
 ROOM = 2048 # Instances that the bags of all seeds may have in one step to be stacked
 
 def _bag_of(xs, plans, t, share): # What the runs of some seeds see in step t: features, masks, padding
@@ -219,7 +221,7 @@ def val_losses(
         total = [sum(mil_loss(forward(w, x.float())[0], None, None, int(y)) for x,y in zip(bags, labels)) for w in runs]
     return torch.stack([t.reshape(len(t), -1) for t in total], 1).flatten(1).cpu().numpy()/len(bags)
 
-# %% ../nbs/52_mil.ipynb #31c1ac3b
+# %% ../nbs/52_mil.ipynb #cc35d92c
 def train_runs(
     train:tuple, # Bags (N,D) and their classes
     val:tuple, # Bags and classes for validation
@@ -250,7 +252,7 @@ def train_runs(
         best[better] = stack.w[better]
     return best.cpu(), np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #07ac652d
+# %% ../nbs/52_mil.ipynb #0b95c3cc
 def time_grid(
     bags:int=100, # Bags of the grid
     n:int=200, # Instances of each
@@ -282,7 +284,7 @@ def time_grid(
     fast, slow = (times*sum(best[k+h] for h in HEADS) for k in ("","plain "))
     return dict(seconds=fast, plain_seconds=len(lrs)*seeds*slow, ratio=len(lrs)*seeds*slow/fast, product_ms=1e3*best["product"])
 
-# %% ../nbs/52_mil.ipynb #20afdaf8
+# %% ../nbs/52_mil.ipynb #e4948451
 @dataclass
 class Recipe:
     "How a head is trained."
@@ -297,7 +299,7 @@ class Recipe:
     mask_share: float = .6 # Share of them that is masked
     products: str = "ieee" # ieee or bf16, see `rounding`
 
-# %% ../nbs/52_mil.ipynb #89e0fa89
+# %% ../nbs/52_mil.ipynb #ad98beec
 def choose(
     losses, # (epochs,L,S) validation losses
 )->tuple: # number of the learning rate; epoch of each seed's run, from 0 (S,); number of the seed that is kept
@@ -331,7 +333,7 @@ def slide_logits(
     import torch
     with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
 
-# %% ../nbs/52_mil.ipynb #350325d2
+# %% ../nbs/52_mil.ipynb #dbf146a1
 def softmax(
     z, # (n,C) logits
 )->np.ndarray: # (n,C) probabilities
@@ -373,7 +375,7 @@ def judge(
     return dict(f1=f1_score(y, before.argmax(1), average="macro", labels=k, zero_division=0), auc=float(auc), accuracy=float((before.argmax(1)==y).mean()),
         ece_before=gap(before), ece=gap(after), brier_before=square(before), brier=square(after))
 
-# %% ../nbs/52_mil.ipynb #23f8bb81
+# %% ../nbs/52_mil.ipynb #3f3822ea
 def check_parts(
     df, # Slides with label and split
     classes:list, # Names of the classes
@@ -385,7 +387,7 @@ def check_parts(
         lacks = [c for c in classes if c not in set(df.label[df.split==part])]
         if lacks: raise PathgenError(f"{title}: no slide for {use} is {', '.join(lacks)}: add slides of this class, raise mil.val_share, or take another seed")
 
-# %% ../nbs/52_mil.ipynb #dddac3cf
+# %% ../nbs/52_mil.ipynb #db294ec5
 def read_good_bag(
     path, # HDF5 file
 )->Bag:
@@ -418,7 +420,7 @@ def set_bags(
     more = len({p.stem for p in folder.glob("*.h5")}-set(df.slide_id))
     return good.assign(bag=[str(folder/f"{k}.h5") for k in good.slide_id]), pd.DataFrame(sorted(errors.items()), columns=["item","error"]), more
 
-# %% ../nbs/52_mil.ipynb #f84149ad
+# %% ../nbs/52_mil.ipynb #005b7c03
 @dataclass
 class Mil:
     "A trained head."
@@ -460,7 +462,7 @@ def predict(
     p = softmax(slide.numpy()[None]/c["temperature"])[0]
     return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
 
-# %% ../nbs/52_mil.ipynb #ef991454
+# %% ../nbs/52_mil.ipynb #9727c79c
 def patch_side(
     bag:Bag, # With coords
 )->int: # Level-0 px
@@ -497,7 +499,7 @@ def attention_geojson(
         out.append(dict(type="Feature", geometry=dict(type="Polygon", coordinates=[corners]), properties=dict(objectType="detection", measurements=numbers)))
     return dict(type="FeatureCollection", features=out)
 
-# %% ../nbs/52_mil.ipynb #52695714
+# %% ../nbs/52_mil.ipynb #e58d954a
 def lesion_shares(
     folder, # Of the truth of painted slides
     slide_id:str, # A slide
@@ -518,7 +520,7 @@ def in_lesion(
     inside = np.asarray(shares) >= .5
     return (float(attention[inside].sum()/attention.sum()), float(inside.mean())) if inside.any() else (np.nan, np.nan)
 
-# %% ../nbs/52_mil.ipynb #a713b065
+# %% ../nbs/52_mil.ipynb #1ae6a2d0
 def class_sentences(
     clip, # Model with a text tower
     name:str, # Set of slides
@@ -546,3 +548,286 @@ def choose_k(
     "Choose how many patches count."
     scores = [judge(pooled[:,i], y) for i in range(pooled.shape[1])]
     return max(range(len(scores)), key=lambda i: (scores[i]["auc"], scores[i]["f1"], -i))
+
+# %% ../nbs/52_mil.ipynb #dc732065
+def _classes_of(rows, classes): # Bags and class numbers of some slides
+    return [read_bag(b).features for b in rows.bag], np.array([classes.index(l) for l in rows.label])
+
+def train_item(
+    item:dict, # set, encoder, head, classes, slides (table of slide_id, split, label, bag; no label for test)
+    path, # Table of the runs; model and predictions go beside it
+    recipe:Recipe, # How
+    seed:int, # Of the run
+    device:str="cpu", # cpu, cuda, ...
+):
+    "Train, choose and predict for one set, encoder and head."
+    df, classes, name = item["slides"], item["classes"], f"{item['set']} {item['encoder']} {item['head']}"
+    train,val = (_classes_of(df[df.split==s], classes) for s in ("train","val"))
+    fits,losses = fit_head(train, val, item["head"], len(classes), recipe, seed, device, name)
+    rate,epochs,kept = choose(losses)
+    zs = {s:[slide_logits(w, bags) for w in fits] for s,bags in (("val",val[0]), ("test",[read_bag(b).features for b in df.bag[df.split=="test"]]))}
+    heat = [fit_temperature(z, val[1]) for z in zs["val"]]
+    runs = [dict(lr=lr, seed=s, epoch=int(losses[:,l,s].argmin())+1, val_loss=losses[:,l,s].min(), chosen=l==rate, kept=(l,s)==(rate,kept),
+        temperature=heat[s] if l==rate else np.nan) for l,lr in enumerate(recipe.lrs) for s in range(recipe.seeds)]
+    write_table(pd.DataFrame(runs).assign(n_train=len(train[0]), n_val=len(val[0])), path)
+    said = [pd.DataFrame(z[s], columns=classes).assign(slide_id=df.slide_id[df.split==part].to_numpy(), split=part, seed=s)
+        for part,z in zs.items() for s in range(recipe.seeds)]
+    write_table(pd.concat(said), Path(path).with_name("predictions.parquet"))
+    about = read_bag(df.bag.iloc[0], features=False).attrs
+    config = {k:item[k] for k in ("head","set","encoder","classes")} | dict(encoder=str(about.get("encoder", "")), encoder_name=str(about.get("encoder_name", "")),
+        dim=int(train[0][0].shape[1]), temperature=heat[kept], lr=recipe.lrs[rate], epoch=int(epochs[kept])+1, seed=[seed,kept])
+    save_mil(Mil({k:v.numpy() for k,v in fits[kept].items()}, config), Path(path).parent)
+
+# %% ../nbs/52_mil.ipynb #6bd3d8bf
+def _given(df): # What an item may know of the slides
+    return df.assign(label=df.label.where(df.split!="test", ""))[["slide_id","split","label","bag"]]
+
+def train_all(
+    data, # Root of everything produced
+    tables:dict, # (set, encoder) to its slides with good bags
+    heads, # Names of heads
+    recipe:Recipe, # How
+    seed:int, # Of the run
+    workers:int=1, # Processes
+    device:str="cpu", # cpu, cuda, ...
+)->list: # Keys SET_ENCODER_HEAD of the items, in order
+    "Train every head on every set and encoder."
+    items = [dict(set=s, encoder=e, head=h, classes=df.attrs["classes"], slides=_given(df)) for (s,e),df in tables.items() for h in heads]
+    code = [train_item, fit_head, train_runs, plan_run, layers, forward, mil_loss, hidden_ranks, _bag_of, Stack, val_losses, choose, fit_temperature]
+    each(functools.partial(train_item, recipe=recipe, seed=seed, device=device), items, Path(data)/"models/mil", lambda i: f"{_key(i)}/runs",
+        params=[vars(recipe), seed], code=code, inputs=lambda i: [i["classes"], i["slides"].drop(columns="bag").values.tolist(), [file_digest(b) for b in i["slides"].bag]],
+        workers=1 if device.startswith("cuda") else workers, max_failed=0, desc="mil")
+    return items
+
+def _key(i): return f"{i['set']}_{i['encoder']}_{i['head']}"
+
+def read_item(
+    data, # Root of everything produced
+    i:dict, # From `train_all`
+)->tuple: # table of the runs, table of the predictions, the model
+    "What was kept of an item."
+    folder = Path(data)/"models/mil"/_key(i)
+    return read_table(folder/"runs.parquet", ["lr","seed","epoch","val_loss","chosen","kept","temperature","n_train","n_val"]), \
+        read_table(folder/"predictions.parquet", [*i["classes"],"slide_id","split","seed"]), load_mil(folder)
+
+def test_scores(
+    runs, # Table of the runs
+    said, # Table of the predictions
+    df, # Slides of the set with their labels
+)->list: # One dict a seed: scores, lr, epoch, temperature
+    "Judge the chosen runs on the test slides: here, and only here, their labels are read."
+    classes, out = df.attrs["classes"], []
+    truth = df.set_index("slide_id").label
+    for r in runs[runs.chosen].itertuples():
+        some = said[(said.seed==r.seed) & (said.split=="test")]
+        y = np.array([classes.index(truth[k]) for k in some.slide_id])
+        out.append(judge(some[classes].to_numpy(), y, r.temperature) | dict(seed=r.seed, lr=r.lr, epoch=r.epoch, temperature=r.temperature, n_train=r.n_train, n_val=r.n_val, n_test=len(y)))
+    return out
+
+# %% ../nbs/52_mil.ipynb #58eb9a08
+def zero_shot(
+    df, # Slides of a set with bags, split and label
+    name:str, # The set
+    clip, # A model with a text tower
+    ks=(1,5,10,50,100), # Patches that may count
+)->dict: # Scores on the test slides, k, temperature
+    "Name the slides of a set by sentences; k and temperature are chosen on validation."
+    classes = df.attrs["classes"]
+    sentences = class_sentences(clip, name, classes)
+    pooled = lambda rows: clip.scale*np.stack([pool_top(read_bag(b).features, sentences, ks) for b in rows.bag])
+    val,test = df[df.split=="val"], df[df.split=="test"]
+    number = lambda rows: np.array([classes.index(l) for l in rows.label])
+    z = pooled(val)
+    i = choose_k(z, number(val))
+    t = fit_temperature(z[:,i], number(val))
+    return judge(pooled(test)[:,i], number(test), t) | dict(k=ks[i], temperature=t, seed=0, n_train=0, n_val=len(val), n_test=len(test))
+
+def zero_shot_all(
+    tables:dict, # (set, encoder) to its slides with good bags
+    towers:dict, # Name to Clip
+    ks, # Patches that may count
+)->tuple: # rows; lines that say why a row is missing
+    "The zero-shot rows, where the text tower of the encoder is there."
+    rows, notes = [], []
+    for (name,encoder),df in tables.items():
+        made = str(read_bag(df.bag.iloc[0], features=False).attrs.get("encoder", ""))
+        clip = next((c for c in towers.values() if c.hash==made), None)
+        if clip: rows.append(zero_shot(df, name, clip, ks) | dict(set=name, encoder=encoder, head="zeroshot"))
+        else: notes.append(f"{name}, {encoder}: no zero-shot row, since its bags were made with {made or 'an encoder that they do not name'}, "
+            f"and mil.zero_shot names {', '.join(f'{n} ({c.hash})' for n,c in towers.items()) or 'no model'}")
+    return rows, notes
+
+# %% ../nbs/52_mil.ipynb #7e995f01
+def attend_all(
+    data, # Root of everything produced
+    items:list, # From `train_all`, those to look at
+    tables:dict, # (set, encoder) to its slides
+    truth=None, # Folder of the truth of painted slides; None where there is none
+)->pd.DataFrame: # One row a test slide: set, head, slide_id, label, inside (share of attention in the lesion), area
+    "Write the attention on every test slide, and measure how much of it falls on the lesion."
+    out, rows = Path(data)/"eval/mil/attention", []
+    shutil.rmtree(out, ignore_errors=True)
+    for i in items:
+        model, df = read_item(data, i)[2], tables[i["set"],i["encoder"]]
+        for r in progress(list(df[df.split=="test"].itertuples()), f"attention {_key(i)}"):
+            bag = read_bag(r.bag)
+            if bag.coords is None: continue
+            a = predict(model, bag)[1]
+            write_json(attention_geojson(bag, a), out/_key(i)/f"{r.slide_id}.geojson")
+            shares = lesion_shares(truth, r.slide_id, bag) if truth else None
+            inside, area = (np.nan, np.nan) if shares is None else in_lesion(a, shares)
+            rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area))
+    return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area"])
+
+# %% ../nbs/52_mil.ipynb #c49453b1
+def plot_attention(
+    slides, # Table of slides: slide_id, title, path, bag
+    models:dict, # Head to (set) -> Mil
+    truth=None, # Folder of the truth
+): # -> matplotlib figure
+    "Slides beside their truth and the attention of each head."
+    import matplotlib.pyplot as plt
+    names = ["slide", *(["truth"] if truth else []), *models]
+    fig,axs = plt.subplots(len(slides), len(names), figsize=(1.6*len(names),1.6*len(slides)), dpi=70, squeeze=False)
+    for row,r in zip(axs, slides.itertuples()):
+        bag = read_bag(r.bag)
+        with open_slide(r.path) as slide: thumb, (w,h) = slide.thumbnail(max(slide.width, slide.height)/250), (slide.width,slide.height)
+        shares = lesion_shares(truth, r.slide_id, bag) if truth else None
+        maps = {n:predict(load(r.set), bag)[1] for n,load in models.items()} | (dict(truth=shares) if shares is not None else {})
+        for ax,n in zip(row, names):
+            ax.imshow(thumb, extent=(0,w,h,0))
+            if n in maps:
+                im,extent = heatmap(bag, maps[n])
+                ax.imshow(im, extent=extent, cmap="Greens" if n=="truth" else "magma", vmin=0, vmax=max(maps[n].max(), 1e-9), alpha=.85, interpolation="nearest")
+            ax.set(xlim=(0,w), ylim=(h,0), xticks=[], yticks=[])
+        row[0].set_ylabel(f"{r.title}\n{r.label}", fontsize=7)
+    for ax,n in zip(axs[0], names): ax.set_title(n, fontsize=8)
+    fig.tight_layout(pad=.3)
+    return fig
+
+def plot_patches(
+    slides, # Table of slides: slide_id, label, path, bag, set
+    load, # (set) -> Mil
+    n:int=8, # Patches of a slide
+    px:int=112, # Side at which they are shown
+): # -> matplotlib figure
+    "The patches that a head attends to most."
+    import matplotlib.pyplot as plt
+    fig,axs = plt.subplots(len(slides), n, figsize=(.95*n,1.05*len(slides)), dpi=75, squeeze=False)
+    for row,r in zip(axs, slides.itertuples()):
+        bag = read_bag(r.bag)
+        a, side = predict(load(r.set), bag)[1], patch_side(bag)
+        top = np.argsort(-a, kind="stable")[:n]
+        with open_slide(r.path) as slide: images = [slide.read(*map(int, bag.coords[i]), side, px) for i in top]
+        for ax in row: ax.set(xticks=[], yticks=[]); ax.set_frame_on(False)
+        for ax,im,i in zip(row, images, top): ax.imshow(im); ax.set_title(f"{a[i]:.2f}", fontsize=6, pad=2)
+        row[0].set_ylabel(r.label, fontsize=7)
+    fig.tight_layout(pad=.3)
+    return fig
+
+# %% ../nbs/52_mil.ipynb #b65bd69e
+def plot_reliability(
+    said:dict, # Head to [(logits (n,C), classes (n,), temperature)], an entry a run
+): # -> matplotlib figure
+    "What heads say of their certainty and what is true, before and after temperature scaling."
+    import matplotlib.pyplot as plt
+    fig,axs = plt.subplots(1, len(said), figsize=(2.6*len(said),2.5), dpi=70, squeeze=False)
+    for ax,(head,runs) in zip(axs[0], said.items()):
+        for scaled,label in ((False,"before"),(True,"after")):
+            top = [softmax(z/(t if scaled else 1)) for z,_,t in runs]
+            hit = pd.concat([pd.DataFrame(dict(said=p.max(1), right=p.argmax(1)==y)) for p,(_,y,_) in zip(top, runs)])
+            t = hit.groupby(np.minimum((hit.said*10).astype(int), 9)).agg(said=("said","mean"), right=("right","mean"))
+            ax.plot(t.said, t.right, "o-", ms=3, lw=1, label=label)
+        ax.plot([0,1], [0,1], "k:", lw=.8)
+        ax.set(title=head, xlabel="said", ylabel="right", xlim=(0,1.02), ylim=(0,1.02)); ax.legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/52_mil.ipynb #839acaf7
+def table3(
+    results, # Rows of the results: set, title, encoder, head, seed, f1, auc
+)->pd.DataFrame: # A row a head and encoder; columns (set or average, F1 or AUC), texts
+    "Scores as Table 3 prints them."
+    g = 100*results.groupby(["head","encoder","title"], sort=False)[["f1","auc"]].mean()
+    sd = 100*results.groupby(["head","encoder","title"], sort=False)[["f1","auc"]].std()
+    text = g.map("{:.1f}".format) + sd.map(" ± {:.1f}".format).replace(" ± nan", "")
+    average = g.groupby(level=[0,1], sort=False).mean().map("{:.1f}".format)
+    wide = pd.concat([text.unstack(sort=False).swaplevel(axis=1), pd.concat({"average":average}, axis=1)], axis=1)
+    return wide[[(t,m) for t in [*dict.fromkeys(results.title),"average"] for m in ("f1","auc")]].rename(columns=dict(f1="F1", auc="AUC"))
+
+def summary(
+    results, # Rows of the results
+    looks, # From `attend_all`
+    final:str, # The encoder in question
+)->dict: # Metrics
+    "Means over sets and seeds."
+    m, own = {}, results[results.encoder==final]
+    for head,t in own.groupby("head"):
+        name = "zero_shot" if head=="zeroshot" else head
+        by_seed = t.groupby("seed")[["f1","auc"]].mean()
+        for c in ("f1","auc"):
+            key = f"{c}_{name}" if head!="zeroshot" else f"{name}_{c}"
+            m |= {key:by_seed[c].mean(), f"{key}_sd":by_seed[c].std()}
+    m |= {f"{c}_{s}_{e}_{h}":v for (s,e,h),t in results.groupby(["set","encoder","head"]) for c,v in t[["f1","auc"]].mean().items()}
+    trained = own[own["head"]!="zeroshot"]
+    m |= {c:trained[c].mean() for c in ("ece_before","ece","brier_before","brier","temperature")}
+    seen = looks.dropna(subset=["inside"])
+    m |= dict(attention_in_lesion=seen.inside.mean(), attention_random=seen.area.mean(), lesion_slides=int(seen.slide_id.nunique()))
+    return m | {f"attention_in_lesion_{h}":t.inside.mean() for h,t in seen.groupby("head")}
+
+# %% ../nbs/52_mil.ipynb #1c67f4f0
+def read_tables(
+    data, # Root of everything produced
+    sets, # SET=FOLDER
+    encoders, # LABEL=FOLDER
+    val_share:float, # Share of the training slides for validation
+    seed:int, # Of the split
+    max_failed:float, # Share of the slides that may lack a good bag
+)->tuple: # (set, encoder) to its slides with good bags; table of errors; number of bags without a label
+    "Split every set, and find the bags of every encoder."
+    from pathgen.sets import read_slide_set, split_slides
+    root, tables, errors, more = Path(data), {}, [], 0
+    pairs = lambda ps, what: [_pair(p, what) for p in ps]
+    for name,folder in pairs(sets, "mil.sets"):
+        df = split_slides(read_slide_set(name, root/folder), val_share, seed)
+        check_parts(df, df.attrs["classes"], df.attrs["title"])
+        with atomic(root/f"eval/mil/splits/{name}.csv") as tmp: df[["slide_id","patient_id","label","split"]].to_csv(tmp, index=False)
+        for label,bags in pairs(encoders, "mil.encoders"):
+            good,bad,others = set_bags(df, root/bags, max_failed)
+            check_parts(good, df.attrs["classes"], f"{df.attrs['title']}, {label}")
+            tables[name,label] = good
+            errors.append(bad.assign(set=name, encoder=label))
+            more += others
+    return tables, pd.concat(errors, ignore_index=True), more
+
+def _pair(text, what): # The two sides of LABEL=FOLDER
+    label,sign,folder = text.partition("=")
+    if sign and label and folder: return label, folder
+    raise PathgenError(f"{what} has {text}: write LABEL=FOLDER")
+
+# %% ../nbs/52_mil.ipynb #3c0b4b6a
+def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs, seeds, epochs, wd, hidden, gate, branches,
+            top_k, mask_share, products, val_share, zero_shot, zero_shot_ks, truth):
+    "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
+    from pathgen.clip import load_clip
+    from pathgen.sets import named_model
+    device, root = pick_device(device), Path(data)
+    if not (sets and encoders and heads and lrs): raise PathgenError("mil needs at least one each of sets, encoders, heads and lrs: name them in the params file")
+    for h in heads: n_branches(h)
+    recipe = Recipe(tuple(lrs), seeds, epochs, wd, hidden, gate, branches, top_k, mask_share, products)
+    tables,errors,more = read_tables(data, sets, encoders, val_share, seed, max_failed)
+    towers = {n:load_clip(str(w), device) for n,w in (named_model(m, data) for m in zero_shot)}
+    items = train_all(data, tables, heads, recipe, seed, workers, device)
+    rows,notes = zero_shot_all(tables, towers, zero_shot_ks)
+    for i in items:
+        runs,said,_ = read_item(data, i)
+        rows += [s | {k:i[k] for k in ("set","encoder","head")} for s in test_scores(runs, said, tables[i["set"],i["encoder"]])]
+    titles = {s:df.attrs["title"] for (s,_),df in tables.items()}
+    results = pd.DataFrame(rows).assign(title=lambda d: d.set.map(titles))
+    final = _pair(encoders[-1], "mil.encoders")[0]
+    looks = attend_all(data, [i for i in items if i["encoder"]==final], tables, root/truth if truth else None)
+    for name,t in dict(results=results, attention=looks, errors=errors).items(): write_table(t, root/f"eval/mil/{name}.parquet")
+    m = summary(results, looks, final) | dict(sets=len(sets), encoders=len(encoders), slides=len(set().union(*(df.slide_id for df in tables.values()))),
+        failed=len(errors), unlabelled=more)
+    write_metrics("mil", m, data)
+    return dict(results=results, looks=looks, errors=errors, notes=notes, items=items, tables=tables, metrics=m)
