@@ -28,7 +28,7 @@ def specimen(
 ): # The same path
     "A small good slide: painted tissue on glass."
     from pathgen.paint import paint_patch
-    from pathgen.phantom import write_svs
+    from pathgen.section import write_svs
     n = px - 256
     tissue, _ = paint_patch("carcinoma_moderate", px=n, mpp=.25, rng=np.random.default_rng(seed))
     im = np.full((px, px, 3), 243, np.uint8)

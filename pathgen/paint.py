@@ -6,11 +6,11 @@ Docs: https://pathgen.github.io/pathgen/paint.html.md"""
 
 # %% auto #0
 __all__ = ['BASE', 'H_OD', 'E_OD', 'GROUNDS', 'NUCLEI', 'PITCH', 'GLANDS', 'NESTS', 'ORGANS', 'MALIGNANT', 'CLASSES', 'DEGREE',
-           'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'key_rng', 'gallery', 'stain', 'stain_luts',
-           'to_rgb', 'blur', 'u8', 'noise', 'warp', 'fibres', 'cells_wall', 'ground', 'nuclei', 'mitoses', 'stamp',
-           'glands', 'nests', 'attributes', 'findings_of', 'painted_findings', 'canvas', 'lay', 'smooth', 'angle_at',
-           'spread', 'inside', 'add_cells', 'put_gland', 'sprites_of', 'place', 'covered', 'fill', 'paint_regions',
-           'ground_of', 'develop', 'by_row', 'paint_patch']
+           'ARCHITECTURE', 'PLANS', 'NORMAL', 'STROMA_CELLS', 'SOLE', 'key_rng', 'gallery', 'stain', 'vary',
+           'stain_luts', 'to_rgb', 'blur', 'u8', 'noise', 'warp', 'fibres', 'cells_wall', 'ground', 'nuclei', 'mitoses',
+           'stamp', 'glands', 'nests', 'attributes', 'findings_of', 'painted_findings', 'canvas', 'lay', 'smooth',
+           'angle_at', 'spread', 'inside', 'add_cells', 'put_gland', 'sprites_of', 'place', 'covered', 'fill',
+           'paint_regions', 'ground_of', 'develop', 'by_row', 'paint_patch']
 
 # %% ../nbs/07_paint.ipynb #9c20e67b
 import functools, io, zlib
@@ -66,6 +66,14 @@ def stain(rng, # Generator
         gain_e=float(np.exp(rng.normal(0, 0.16 * spread))),
         white=np.clip(243 + rng.normal(0, 3 * spread, 3) + rng.normal(0, 2), 226, 252),
         blur=float(max(rng.normal(0.05, 0.45 * spread), 0)))
+
+def vary(look, # Stain of a slide, or of one laboratory
+         rng # Generator
+        ) -> SimpleNamespace: # Stain of one field of it, or of one slide
+    "Another thickness and focus"
+    t, out = np.exp(rng.normal(0, 0.1)), max(look.blur + rng.normal(0, 0.25), 0)
+    return SimpleNamespace(**vars(look) | dict(gain_h=look.gain_h * t, gain_e=look.gain_e * t,
+                                               blur=float(out)))
 
 def stain_luts(s # Stain of the slide
               ) -> tuple: # Tables of 256 for H and for E, three colours each
