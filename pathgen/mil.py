@@ -7,13 +7,13 @@ Docs: https://pathgen.github.io/pathgen/mil.html.md"""
 # %% auto #0
 __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_loss', 'Plan', 'plan_run', 'hidden_ranks',
            'falling', 'plain_run', 'rounding', 'Stack', 'val_losses', 'train_runs', 'time_grid', 'Recipe', 'choose',
-           'fit_head', 'slide_logits', 'softmax', 'fit_temperature', 'reliability', 'judge', 'check_parts',
-           'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side', 'heatmap',
-           'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k', 'train_item',
-           'train_all', 'read_item', 'test_scores', 'zero_shot', 'zero_shot_all', 'attend_all', 'plot_attention',
-           'plot_patches', 'plot_reliability', 'table3', 'summary', 'read_tables', 'run_mil']
+           'fit_head', 'slide_logits', 'softmax', 'fit_temperature', 'reliability', 'judge', 'plot_reliability',
+           'check_parts', 'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side',
+           'heatmap', 'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k',
+           'train_item', 'train_all', 'read_item', 'test_scores', 'zero_shot', 'zero_shot_all', 'attend_all',
+           'plot_attention', 'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
 
-# %% ../nbs/52_mil.ipynb #aa638686
+# %% ../nbs/52_mil.ipynb #69d4e7f1
 from pathlib import Path
 from dataclasses import dataclass
 import contextlib, functools, math, shutil, time
@@ -22,7 +22,7 @@ from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick
     read_table, rng, write_json, write_metrics, write_table)
 from .wsi import Bag, open_slide, read_bag
 
-# %% ../nbs/52_mil.ipynb #def0323d
+# %% ../nbs/52_mil.ipynb #0da92ddd
 HEADS = ("abmil","acmil")
 
 def n_branches(
@@ -54,7 +54,7 @@ def unpack(
     cuts = flat.split([math.prod(s) for s,_ in shapes.values()], -1)
     return {k:f.unflatten(-1, s) for (k,(s,_)),f in zip(shapes.items(), cuts)}
 
-# %% ../nbs/52_mil.ipynb #054035fc
+# %% ../nbs/52_mil.ipynb #4b9b6358
 def forward(
     w:dict, # Arrays from `unpack`
     x, # (...,N,D) features of a bag
@@ -92,7 +92,7 @@ def mil_loss(
     alike = (unit.sum(-1).square().sum(-1)-m)/(m*(m-1))
     return loss - (branch.log_softmax(-1)*hot.unsqueeze(-2)).sum(-1).mean(-1) + alike
 
-# %% ../nbs/52_mil.ipynb #c4f2d83e
+# %% ../nbs/52_mil.ipynb #785a020b
 @dataclass
 class Plan:
     "All that is random in one run."
@@ -125,7 +125,7 @@ def hidden_ranks(
     noise = noise[:n]
     return noise.argsort(0).argsort(0) < int(len(noise)*share)
 
-# %% ../nbs/52_mil.ipynb #344f2048
+# %% ../nbs/52_mil.ipynb #f340d068
 def _tensors(bags, device): # Bags as they are stored, as tensors
     import torch
     return [torch.as_tensor(b, device=device) for b in bags]
@@ -163,7 +163,7 @@ def plain_run(
         if losses[-1] == min(losses) and losses.count(losses[-1]) == 1: best = flat.detach().clone()
     return best, np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #983d3366
+# %% ../nbs/52_mil.ipynb #bbc5ceaf
 @contextlib.contextmanager
 def rounding(
     products:str="ieee", # ieee (float32 as it is) or bf16 (factors are rounded to bfloat16, sums are not)
@@ -196,7 +196,7 @@ class Stack:
         for group,lr in zip(self.opt.param_groups, self.lrs): group["lr"] = lr*share
         self.opt.step()
 
-# %% ../nbs/52_mil.ipynb #80dacf60
+# %% ../nbs/52_mil.ipynb #027babe8
 ROOM = 2048 # Instances that the bags of all seeds may have in one step to be stacked
 
 def _bag_of(xs, plans, t, share): # What the runs of some seeds see in step t: features, masks, padding
@@ -221,7 +221,7 @@ def val_losses(
         total = [sum(mil_loss(forward(w, x.float())[0], None, None, int(y)) for x,y in zip(bags, labels)) for w in runs]
     return torch.stack([t.reshape(len(t), -1) for t in total], 1).flatten(1).cpu().numpy()/len(bags)
 
-# %% ../nbs/52_mil.ipynb #cc35d92c
+# %% ../nbs/52_mil.ipynb #6f4eedff
 def train_runs(
     train:tuple, # Bags (N,D) and their classes
     val:tuple, # Bags and classes for validation
@@ -252,7 +252,7 @@ def train_runs(
         best[better] = stack.w[better]
     return best.cpu(), np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #0b95c3cc
+# %% ../nbs/52_mil.ipynb #a88980c2
 def time_grid(
     bags:int=100, # Bags of the grid
     n:int=200, # Instances of each
@@ -284,7 +284,7 @@ def time_grid(
     fast, slow = (times*sum(best[k+h] for h in HEADS) for k in ("","plain "))
     return dict(seconds=fast, plain_seconds=len(lrs)*seeds*slow, ratio=len(lrs)*seeds*slow/fast, product_ms=1e3*best["product"])
 
-# %% ../nbs/52_mil.ipynb #e4948451
+# %% ../nbs/52_mil.ipynb #70f5089b
 @dataclass
 class Recipe:
     "How a head is trained."
@@ -299,7 +299,7 @@ class Recipe:
     mask_share: float = .6 # Share of them that is masked
     products: str = "ieee" # ieee or bf16, see `rounding`
 
-# %% ../nbs/52_mil.ipynb #ad98beec
+# %% ../nbs/52_mil.ipynb #b1581460
 def choose(
     losses, # (epochs,L,S) validation losses
 )->tuple: # number of the learning rate; epoch of each seed's run, from 0 (S,); number of the seed that is kept
@@ -333,7 +333,7 @@ def slide_logits(
     import torch
     with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
 
-# %% ../nbs/52_mil.ipynb #dbf146a1
+# %% ../nbs/52_mil.ipynb #7769ca86
 def softmax(
     z, # (n,C) logits
 )->np.ndarray: # (n,C) probabilities
@@ -375,7 +375,25 @@ def judge(
     return dict(f1=f1_score(y, before.argmax(1), average="macro", labels=k, zero_division=0), auc=float(auc), accuracy=float((before.argmax(1)==y).mean()),
         ece_before=gap(before), ece=gap(after), brier_before=square(before), brier=square(after))
 
-# %% ../nbs/52_mil.ipynb #3f3822ea
+# %% ../nbs/52_mil.ipynb #b876cbb1
+def plot_reliability(
+    said:dict, # Head to [(logits (n,C), classes (n,), temperature)], an entry a run
+): # -> matplotlib figure
+    "What heads say of their certainty and what is true, before and after temperature scaling."
+    import matplotlib.pyplot as plt
+    fig,axs = plt.subplots(1, len(said), figsize=(2.6*len(said),2.5), dpi=70, squeeze=False)
+    for ax,(head,runs) in zip(axs[0], said.items()):
+        for scaled,label in ((False,"before"),(True,"after")):
+            top = [softmax(z/(t if scaled else 1)) for z,_,t in runs]
+            hit = pd.concat([pd.DataFrame(dict(said=p.max(1), right=p.argmax(1)==y)) for p,(_,y,_) in zip(top, runs)])
+            t = hit.groupby(np.minimum((hit.said*10).astype(int), 9)).agg(said=("said","mean"), right=("right","mean"))
+            ax.plot(t.said, t.right, "o-", ms=3, lw=1, label=label)
+        ax.plot([0,1], [0,1], "k:", lw=.8)
+        ax.set(title=head, xlabel="said", ylabel="right", xlim=(0,1.02), ylim=(0,1.02)); ax.legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/52_mil.ipynb #dad67286
 def check_parts(
     df, # Slides with label and split
     classes:list, # Names of the classes
@@ -387,7 +405,7 @@ def check_parts(
         lacks = [c for c in classes if c not in set(df.label[df.split==part])]
         if lacks: raise PathgenError(f"{title}: no slide for {use} is {', '.join(lacks)}: add slides of this class, raise mil.val_share, or take another seed")
 
-# %% ../nbs/52_mil.ipynb #db294ec5
+# %% ../nbs/52_mil.ipynb #a6941dba
 def read_good_bag(
     path, # HDF5 file
 )->Bag:
@@ -420,7 +438,7 @@ def set_bags(
     more = len({p.stem for p in folder.glob("*.h5")}-set(df.slide_id))
     return good.assign(bag=[str(folder/f"{k}.h5") for k in good.slide_id]), pd.DataFrame(sorted(errors.items()), columns=["item","error"]), more
 
-# %% ../nbs/52_mil.ipynb #005b7c03
+# %% ../nbs/52_mil.ipynb #bdfb452a
 @dataclass
 class Mil:
     "A trained head."
@@ -462,7 +480,7 @@ def predict(
     p = softmax(slide.numpy()[None]/c["temperature"])[0]
     return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
 
-# %% ../nbs/52_mil.ipynb #9727c79c
+# %% ../nbs/52_mil.ipynb #a9b4aa7d
 def patch_side(
     bag:Bag, # With coords
 )->int: # Level-0 px
@@ -499,7 +517,7 @@ def attention_geojson(
         out.append(dict(type="Feature", geometry=dict(type="Polygon", coordinates=[corners]), properties=dict(objectType="detection", measurements=numbers)))
     return dict(type="FeatureCollection", features=out)
 
-# %% ../nbs/52_mil.ipynb #e58d954a
+# %% ../nbs/52_mil.ipynb #7c94d72d
 def lesion_shares(
     folder, # Of the truth of painted slides
     slide_id:str, # A slide
@@ -520,7 +538,7 @@ def in_lesion(
     inside = np.asarray(shares) >= .5
     return (float(attention[inside].sum()/attention.sum()), float(inside.mean())) if inside.any() else (np.nan, np.nan)
 
-# %% ../nbs/52_mil.ipynb #1ae6a2d0
+# %% ../nbs/52_mil.ipynb #656a86da
 def class_sentences(
     clip, # Model with a text tower
     name:str, # Set of slides
@@ -549,7 +567,7 @@ def choose_k(
     scores = [judge(pooled[:,i], y) for i in range(pooled.shape[1])]
     return max(range(len(scores)), key=lambda i: (scores[i]["auc"], scores[i]["f1"], -i))
 
-# %% ../nbs/52_mil.ipynb #dc732065
+# %% ../nbs/52_mil.ipynb #ce5ba28e
 def _classes_of(rows, classes): # Bags and class numbers of some slides
     return [read_bag(b).features for b in rows.bag], np.array([classes.index(l) for l in rows.label])
 
@@ -578,7 +596,7 @@ def train_item(
         dim=int(train[0][0].shape[1]), temperature=heat[kept], lr=recipe.lrs[rate], epoch=int(epochs[kept])+1, seed=[seed,kept])
     save_mil(Mil({k:v.numpy() for k,v in fits[kept].items()}, config), Path(path).parent)
 
-# %% ../nbs/52_mil.ipynb #6bd3d8bf
+# %% ../nbs/52_mil.ipynb #e76c7eaf
 def _given(df): # What an item may know of the slides
     return df.assign(label=df.label.where(df.split!="test", ""))[["slide_id","split","label","bag"]]
 
@@ -593,7 +611,7 @@ def train_all(
 )->list: # Keys SET_ENCODER_HEAD of the items, in order
     "Train every head on every set and encoder."
     items = [dict(set=s, encoder=e, head=h, classes=df.attrs["classes"], slides=_given(df)) for (s,e),df in tables.items() for h in heads]
-    code = [train_item, fit_head, train_runs, plan_run, layers, forward, mil_loss, hidden_ranks, _bag_of, Stack, val_losses, choose, fit_temperature]
+    code = [train_item, fit_head, train_runs, plan_run, layers, forward, mil_loss, hidden_ranks, _bag_of, Stack.__init__, Stack.learn, Stack.step, val_losses, choose, fit_temperature]
     each(functools.partial(train_item, recipe=recipe, seed=seed, device=device), items, Path(data)/"models/mil", lambda i: f"{_key(i)}/runs",
         params=[vars(recipe), seed], code=code, inputs=lambda i: [i["classes"], i["slides"].drop(columns="bag").values.tolist(), [file_digest(b) for b in i["slides"].bag]],
         workers=1 if device.startswith("cuda") else workers, max_failed=0, desc="mil")
@@ -624,7 +642,7 @@ def test_scores(
         out.append(judge(some[classes].to_numpy(), y, r.temperature) | dict(seed=r.seed, lr=r.lr, epoch=r.epoch, temperature=r.temperature, n_train=r.n_train, n_val=r.n_val, n_test=len(y)))
     return out
 
-# %% ../nbs/52_mil.ipynb #58eb9a08
+# %% ../nbs/52_mil.ipynb #d1dfdf8d
 def zero_shot(
     df, # Slides of a set with bags, split and label
     name:str, # The set
@@ -657,7 +675,7 @@ def zero_shot_all(
             f"and mil.zero_shot names {', '.join(f'{n} ({c.hash})' for n,c in towers.items()) or 'no model'}")
     return rows, notes
 
-# %% ../nbs/52_mil.ipynb #7e995f01
+# %% ../nbs/52_mil.ipynb #6d135975
 def attend_all(
     data, # Root of everything produced
     items:list, # From `train_all`, those to look at
@@ -679,7 +697,7 @@ def attend_all(
             rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area))
     return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area"])
 
-# %% ../nbs/52_mil.ipynb #c49453b1
+# %% ../nbs/52_mil.ipynb #e92f8b35
 def plot_attention(
     slides, # Table of slides: slide_id, title, path, bag
     models:dict, # Head to (set) -> Mil
@@ -725,25 +743,7 @@ def plot_patches(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/52_mil.ipynb #b65bd69e
-def plot_reliability(
-    said:dict, # Head to [(logits (n,C), classes (n,), temperature)], an entry a run
-): # -> matplotlib figure
-    "What heads say of their certainty and what is true, before and after temperature scaling."
-    import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(1, len(said), figsize=(2.6*len(said),2.5), dpi=70, squeeze=False)
-    for ax,(head,runs) in zip(axs[0], said.items()):
-        for scaled,label in ((False,"before"),(True,"after")):
-            top = [softmax(z/(t if scaled else 1)) for z,_,t in runs]
-            hit = pd.concat([pd.DataFrame(dict(said=p.max(1), right=p.argmax(1)==y)) for p,(_,y,_) in zip(top, runs)])
-            t = hit.groupby(np.minimum((hit.said*10).astype(int), 9)).agg(said=("said","mean"), right=("right","mean"))
-            ax.plot(t.said, t.right, "o-", ms=3, lw=1, label=label)
-        ax.plot([0,1], [0,1], "k:", lw=.8)
-        ax.set(title=head, xlabel="said", ylabel="right", xlim=(0,1.02), ylim=(0,1.02)); ax.legend(fontsize=7)
-    fig.tight_layout()
-    return fig
-
-# %% ../nbs/52_mil.ipynb #839acaf7
+# %% ../nbs/52_mil.ipynb #443b770d
 def table3(
     results, # Rows of the results: set, title, encoder, head, seed, f1, auc
 )->pd.DataFrame: # A row a head and encoder; columns (set or average, F1 or AUC), texts
@@ -775,7 +775,7 @@ def summary(
     m |= dict(attention_in_lesion=seen.inside.mean(), attention_random=seen.area.mean(), lesion_slides=int(seen.slide_id.nunique()))
     return m | {f"attention_in_lesion_{h}":t.inside.mean() for h,t in seen.groupby("head")}
 
-# %% ../nbs/52_mil.ipynb #1c67f4f0
+# %% ../nbs/52_mil.ipynb #0a79e7d9
 def read_tables(
     data, # Root of everything produced
     sets, # SET=FOLDER
@@ -805,7 +805,7 @@ def _pair(text, what): # The two sides of LABEL=FOLDER
     if sign and label and folder: return label, folder
     raise PathgenError(f"{what} has {text}: write LABEL=FOLDER")
 
-# %% ../nbs/52_mil.ipynb #3c0b4b6a
+# %% ../nbs/52_mil.ipynb #8a3a2cd1
 def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs, seeds, epochs, wd, hidden, gate, branches,
             top_k, mask_share, products, val_share, zero_shot, zero_shot_ks, truth):
     "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
