@@ -10,10 +10,10 @@ __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_lo
            'fit_head', 'slide_logits', 'softmax', 'fit_temperature', 'reliability', 'judge', 'plot_reliability',
            'check_parts', 'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side',
            'heatmap', 'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k',
-           'train_item', 'train_all', 'read_item', 'test_scores', 'zero_shot', 'zero_shot_all', 'attend_all',
+           'train_item', 'train_all', 'read_item', 'seed_scores', 'zero_shot', 'zero_shot_all', 'attend_all',
            'plot_attention', 'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
 
-# %% ../nbs/52_mil.ipynb #69d4e7f1
+# %% ../nbs/52_mil.ipynb #67ddd36c
 from pathlib import Path
 from dataclasses import dataclass
 import contextlib, functools, math, shutil, time
@@ -22,7 +22,7 @@ from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick
     read_table, rng, write_json, write_metrics, write_table)
 from .wsi import Bag, open_slide, read_bag
 
-# %% ../nbs/52_mil.ipynb #0da92ddd
+# %% ../nbs/52_mil.ipynb #af920a7b
 HEADS = ("abmil","acmil")
 
 def n_branches(
@@ -54,7 +54,7 @@ def unpack(
     cuts = flat.split([math.prod(s) for s,_ in shapes.values()], -1)
     return {k:f.unflatten(-1, s) for (k,(s,_)),f in zip(shapes.items(), cuts)}
 
-# %% ../nbs/52_mil.ipynb #4b9b6358
+# %% ../nbs/52_mil.ipynb #1fb28b4b
 def forward(
     w:dict, # Arrays from `unpack`
     x, # (...,N,D) features of a bag
@@ -92,7 +92,7 @@ def mil_loss(
     alike = (unit.sum(-1).square().sum(-1)-m)/(m*(m-1))
     return loss - (branch.log_softmax(-1)*hot.unsqueeze(-2)).sum(-1).mean(-1) + alike
 
-# %% ../nbs/52_mil.ipynb #785a020b
+# %% ../nbs/52_mil.ipynb #a454d285
 @dataclass
 class Plan:
     "All that is random in one run."
@@ -125,7 +125,7 @@ def hidden_ranks(
     noise = noise[:n]
     return noise.argsort(0).argsort(0) < int(len(noise)*share)
 
-# %% ../nbs/52_mil.ipynb #f340d068
+# %% ../nbs/52_mil.ipynb #9e357de4
 def _tensors(bags, device): # Bags as they are stored, as tensors
     import torch
     return [torch.as_tensor(b, device=device) for b in bags]
@@ -163,7 +163,7 @@ def plain_run(
         if losses[-1] == min(losses) and losses.count(losses[-1]) == 1: best = flat.detach().clone()
     return best, np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #bbc5ceaf
+# %% ../nbs/52_mil.ipynb #a9fd5487
 @contextlib.contextmanager
 def rounding(
     products:str="ieee", # ieee (float32 as it is) or bf16 (factors are rounded to bfloat16, sums are not)
@@ -196,7 +196,7 @@ class Stack:
         for group,lr in zip(self.opt.param_groups, self.lrs): group["lr"] = lr*share
         self.opt.step()
 
-# %% ../nbs/52_mil.ipynb #027babe8
+# %% ../nbs/52_mil.ipynb #4ca1b08a
 ROOM = 2048 # Instances that the bags of all seeds may have in one step to be stacked
 
 def _bag_of(xs, plans, t, share): # What the runs of some seeds see in step t: features, masks, padding
@@ -221,7 +221,7 @@ def val_losses(
         total = [sum(mil_loss(forward(w, x.float())[0], None, None, int(y)) for x,y in zip(bags, labels)) for w in runs]
     return torch.stack([t.reshape(len(t), -1) for t in total], 1).flatten(1).cpu().numpy()/len(bags)
 
-# %% ../nbs/52_mil.ipynb #6f4eedff
+# %% ../nbs/52_mil.ipynb #11a3ea8b
 def train_runs(
     train:tuple, # Bags (N,D) and their classes
     val:tuple, # Bags and classes for validation
@@ -252,7 +252,7 @@ def train_runs(
         best[better] = stack.w[better]
     return best.cpu(), np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #a88980c2
+# %% ../nbs/52_mil.ipynb #fa3cbc59
 def time_grid(
     bags:int=100, # Bags of the grid
     n:int=200, # Instances of each
@@ -284,7 +284,7 @@ def time_grid(
     fast, slow = (times*sum(best[k+h] for h in HEADS) for k in ("","plain "))
     return dict(seconds=fast, plain_seconds=len(lrs)*seeds*slow, ratio=len(lrs)*seeds*slow/fast, product_ms=1e3*best["product"])
 
-# %% ../nbs/52_mil.ipynb #70f5089b
+# %% ../nbs/52_mil.ipynb #ecacd014
 @dataclass
 class Recipe:
     "How a head is trained."
@@ -299,7 +299,7 @@ class Recipe:
     mask_share: float = .6 # Share of them that is masked
     products: str = "ieee" # ieee or bf16, see `rounding`
 
-# %% ../nbs/52_mil.ipynb #b1581460
+# %% ../nbs/52_mil.ipynb #5afcb02d
 def choose(
     losses, # (epochs,L,S) validation losses
 )->tuple: # number of the learning rate; epoch of each seed's run, from 0 (S,); number of the seed that is kept
@@ -333,7 +333,7 @@ def slide_logits(
     import torch
     with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
 
-# %% ../nbs/52_mil.ipynb #7769ca86
+# %% ../nbs/52_mil.ipynb #bff17a3e
 def softmax(
     z, # (n,C) logits
 )->np.ndarray: # (n,C) probabilities
@@ -375,7 +375,7 @@ def judge(
     return dict(f1=f1_score(y, before.argmax(1), average="macro", labels=k, zero_division=0), auc=float(auc), accuracy=float((before.argmax(1)==y).mean()),
         ece_before=gap(before), ece=gap(after), brier_before=square(before), brier=square(after))
 
-# %% ../nbs/52_mil.ipynb #b876cbb1
+# %% ../nbs/52_mil.ipynb #5645e347
 def plot_reliability(
     said:dict, # Head to [(logits (n,C), classes (n,), temperature)], an entry a run
 ): # -> matplotlib figure
@@ -393,7 +393,7 @@ def plot_reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/52_mil.ipynb #dad67286
+# %% ../nbs/52_mil.ipynb #34a86503
 def check_parts(
     df, # Slides with label and split
     classes:list, # Names of the classes
@@ -405,7 +405,7 @@ def check_parts(
         lacks = [c for c in classes if c not in set(df.label[df.split==part])]
         if lacks: raise PathgenError(f"{title}: no slide for {use} is {', '.join(lacks)}: add slides of this class, raise mil.val_share, or take another seed")
 
-# %% ../nbs/52_mil.ipynb #a6941dba
+# %% ../nbs/52_mil.ipynb #f805637c
 def read_good_bag(
     path, # HDF5 file
 )->Bag:
@@ -438,7 +438,7 @@ def set_bags(
     more = len({p.stem for p in folder.glob("*.h5")}-set(df.slide_id))
     return good.assign(bag=[str(folder/f"{k}.h5") for k in good.slide_id]), pd.DataFrame(sorted(errors.items()), columns=["item","error"]), more
 
-# %% ../nbs/52_mil.ipynb #bdfb452a
+# %% ../nbs/52_mil.ipynb #d011ef06
 @dataclass
 class Mil:
     "A trained head."
@@ -480,7 +480,7 @@ def predict(
     p = softmax(slide.numpy()[None]/c["temperature"])[0]
     return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
 
-# %% ../nbs/52_mil.ipynb #a9b4aa7d
+# %% ../nbs/52_mil.ipynb #2df25617
 def patch_side(
     bag:Bag, # With coords
 )->int: # Level-0 px
@@ -517,7 +517,7 @@ def attention_geojson(
         out.append(dict(type="Feature", geometry=dict(type="Polygon", coordinates=[corners]), properties=dict(objectType="detection", measurements=numbers)))
     return dict(type="FeatureCollection", features=out)
 
-# %% ../nbs/52_mil.ipynb #7c94d72d
+# %% ../nbs/52_mil.ipynb #7861b8a4
 def lesion_shares(
     folder, # Of the truth of painted slides
     slide_id:str, # A slide
@@ -538,7 +538,7 @@ def in_lesion(
     inside = np.asarray(shares) >= .5
     return (float(attention[inside].sum()/attention.sum()), float(inside.mean())) if inside.any() else (np.nan, np.nan)
 
-# %% ../nbs/52_mil.ipynb #656a86da
+# %% ../nbs/52_mil.ipynb #f47d6c74
 def class_sentences(
     clip, # Model with a text tower
     name:str, # Set of slides
@@ -567,7 +567,7 @@ def choose_k(
     scores = [judge(pooled[:,i], y) for i in range(pooled.shape[1])]
     return max(range(len(scores)), key=lambda i: (scores[i]["auc"], scores[i]["f1"], -i))
 
-# %% ../nbs/52_mil.ipynb #ce5ba28e
+# %% ../nbs/52_mil.ipynb #25326e18
 def _classes_of(rows, classes): # Bags and class numbers of some slides
     return [read_bag(b).features for b in rows.bag], np.array([classes.index(l) for l in rows.label])
 
@@ -596,7 +596,7 @@ def train_item(
         dim=int(train[0][0].shape[1]), temperature=heat[kept], lr=recipe.lrs[rate], epoch=int(epochs[kept])+1, seed=[seed,kept])
     save_mil(Mil({k:v.numpy() for k,v in fits[kept].items()}, config), Path(path).parent)
 
-# %% ../nbs/52_mil.ipynb #e76c7eaf
+# %% ../nbs/52_mil.ipynb #30520b73
 def _given(df): # What an item may know of the slides
     return df.assign(label=df.label.where(df.split!="test", ""))[["slide_id","split","label","bag"]]
 
@@ -628,7 +628,7 @@ def read_item(
     return read_table(folder/"runs.parquet", ["lr","seed","epoch","val_loss","chosen","kept","temperature","n_train","n_val"]), \
         read_table(folder/"predictions.parquet", [*i["classes"],"slide_id","split","seed"]), load_mil(folder)
 
-def test_scores(
+def seed_scores(
     runs, # Table of the runs
     said, # Table of the predictions
     df, # Slides of the set with their labels
@@ -642,7 +642,7 @@ def test_scores(
         out.append(judge(some[classes].to_numpy(), y, r.temperature) | dict(seed=r.seed, lr=r.lr, epoch=r.epoch, temperature=r.temperature, n_train=r.n_train, n_val=r.n_val, n_test=len(y)))
     return out
 
-# %% ../nbs/52_mil.ipynb #d1dfdf8d
+# %% ../nbs/52_mil.ipynb #96cbacc8
 def zero_shot(
     df, # Slides of a set with bags, split and label
     name:str, # The set
@@ -675,7 +675,7 @@ def zero_shot_all(
             f"and mil.zero_shot names {', '.join(f'{n} ({c.hash})' for n,c in towers.items()) or 'no model'}")
     return rows, notes
 
-# %% ../nbs/52_mil.ipynb #6d135975
+# %% ../nbs/52_mil.ipynb #d90ab01d
 def attend_all(
     data, # Root of everything produced
     items:list, # From `train_all`, those to look at
@@ -697,7 +697,7 @@ def attend_all(
             rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area))
     return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area"])
 
-# %% ../nbs/52_mil.ipynb #e92f8b35
+# %% ../nbs/52_mil.ipynb #4326bdc6
 def plot_attention(
     slides, # Table of slides: slide_id, title, path, bag
     models:dict, # Head to (set) -> Mil
@@ -743,7 +743,7 @@ def plot_patches(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/52_mil.ipynb #443b770d
+# %% ../nbs/52_mil.ipynb #3bca8185
 def table3(
     results, # Rows of the results: set, title, encoder, head, seed, f1, auc
 )->pd.DataFrame: # A row a head and encoder; columns (set or average, F1 or AUC), texts
@@ -775,7 +775,7 @@ def summary(
     m |= dict(attention_in_lesion=seen.inside.mean(), attention_random=seen.area.mean(), lesion_slides=int(seen.slide_id.nunique()))
     return m | {f"attention_in_lesion_{h}":t.inside.mean() for h,t in seen.groupby("head")}
 
-# %% ../nbs/52_mil.ipynb #0a79e7d9
+# %% ../nbs/52_mil.ipynb #51a2416a
 def read_tables(
     data, # Root of everything produced
     sets, # SET=FOLDER
@@ -805,7 +805,7 @@ def _pair(text, what): # The two sides of LABEL=FOLDER
     if sign and label and folder: return label, folder
     raise PathgenError(f"{what} has {text}: write LABEL=FOLDER")
 
-# %% ../nbs/52_mil.ipynb #8a3a2cd1
+# %% ../nbs/52_mil.ipynb #fb13cf5e
 def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs, seeds, epochs, wd, hidden, gate, branches,
             top_k, mask_share, products, val_share, zero_shot, zero_shot_ks, truth):
     "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
@@ -821,7 +821,7 @@ def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs,
     rows,notes = zero_shot_all(tables, towers, zero_shot_ks)
     for i in items:
         runs,said,_ = read_item(data, i)
-        rows += [s | {k:i[k] for k in ("set","encoder","head")} for s in test_scores(runs, said, tables[i["set"],i["encoder"]])]
+        rows += [s | {k:i[k] for k in ("set","encoder","head")} for s in seed_scores(runs, said, tables[i["set"],i["encoder"]])]
     titles = {s:df.attrs["title"] for (s,_),df in tables.items()}
     results = pd.DataFrame(rows).assign(title=lambda d: d.set.map(titles))
     final = _pair(encoders[-1], "mil.encoders")[0]
