@@ -13,7 +13,7 @@ __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_lo
            'train_item', 'train_all', 'read_item', 'seed_scores', 'zero_shot', 'zero_shot_all', 'attend_all',
            'plot_attention', 'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
 
-# %% ../nbs/52_mil.ipynb #67ddd36c
+# %% ../nbs/52_mil.ipynb #772823fd
 from pathlib import Path
 from dataclasses import dataclass
 import contextlib, functools, math, shutil, time
@@ -22,7 +22,7 @@ from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick
     read_table, rng, write_json, write_metrics, write_table)
 from .wsi import Bag, open_slide, read_bag
 
-# %% ../nbs/52_mil.ipynb #af920a7b
+# %% ../nbs/52_mil.ipynb #81e3c15e
 HEADS = ("abmil","acmil")
 
 def n_branches(
@@ -54,7 +54,7 @@ def unpack(
     cuts = flat.split([math.prod(s) for s,_ in shapes.values()], -1)
     return {k:f.unflatten(-1, s) for (k,(s,_)),f in zip(shapes.items(), cuts)}
 
-# %% ../nbs/52_mil.ipynb #1fb28b4b
+# %% ../nbs/52_mil.ipynb #41ead677
 def forward(
     w:dict, # Arrays from `unpack`
     x, # (...,N,D) features of a bag
@@ -92,7 +92,7 @@ def mil_loss(
     alike = (unit.sum(-1).square().sum(-1)-m)/(m*(m-1))
     return loss - (branch.log_softmax(-1)*hot.unsqueeze(-2)).sum(-1).mean(-1) + alike
 
-# %% ../nbs/52_mil.ipynb #a454d285
+# %% ../nbs/52_mil.ipynb #0c1ebc66
 @dataclass
 class Plan:
     "All that is random in one run."
@@ -125,7 +125,7 @@ def hidden_ranks(
     noise = noise[:n]
     return noise.argsort(0).argsort(0) < int(len(noise)*share)
 
-# %% ../nbs/52_mil.ipynb #9e357de4
+# %% ../nbs/52_mil.ipynb #4c00f25a
 def _tensors(bags, device): # Bags as they are stored, as tensors
     import torch
     return [torch.as_tensor(b, device=device) for b in bags]
@@ -163,10 +163,10 @@ def plain_run(
         if losses[-1] == min(losses) and losses.count(losses[-1]) == 1: best = flat.detach().clone()
     return best, np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #a9fd5487
+# %% ../nbs/52_mil.ipynb #023544a7
 @contextlib.contextmanager
 def rounding(
-    products:str="ieee", # ieee (float32 as it is) or bf16 (factors are rounded to bfloat16, sums are not)
+    products:str="ieee", # ieee (float32 as it is) or bf16 (factors may be rounded to bfloat16, sums not)
 ):
     "How a CPU multiplies matrices while the block runs."
     import torch
@@ -196,7 +196,7 @@ class Stack:
         for group,lr in zip(self.opt.param_groups, self.lrs): group["lr"] = lr*share
         self.opt.step()
 
-# %% ../nbs/52_mil.ipynb #4ca1b08a
+# %% ../nbs/52_mil.ipynb #c1ca36ac
 ROOM = 2048 # Instances that the bags of all seeds may have in one step to be stacked
 
 def _bag_of(xs, plans, t, share): # What the runs of some seeds see in step t: features, masks, padding
@@ -221,7 +221,7 @@ def val_losses(
         total = [sum(mil_loss(forward(w, x.float())[0], None, None, int(y)) for x,y in zip(bags, labels)) for w in runs]
     return torch.stack([t.reshape(len(t), -1) for t in total], 1).flatten(1).cpu().numpy()/len(bags)
 
-# %% ../nbs/52_mil.ipynb #11a3ea8b
+# %% ../nbs/52_mil.ipynb #079457ff
 def train_runs(
     train:tuple, # Bags (N,D) and their classes
     val:tuple, # Bags and classes for validation
@@ -252,7 +252,7 @@ def train_runs(
         best[better] = stack.w[better]
     return best.cpu(), np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #fa3cbc59
+# %% ../nbs/52_mil.ipynb #6e571123
 def time_grid(
     bags:int=100, # Bags of the grid
     n:int=200, # Instances of each
@@ -284,7 +284,7 @@ def time_grid(
     fast, slow = (times*sum(best[k+h] for h in HEADS) for k in ("","plain "))
     return dict(seconds=fast, plain_seconds=len(lrs)*seeds*slow, ratio=len(lrs)*seeds*slow/fast, product_ms=1e3*best["product"])
 
-# %% ../nbs/52_mil.ipynb #ecacd014
+# %% ../nbs/52_mil.ipynb #83af752d
 @dataclass
 class Recipe:
     "How a head is trained."
@@ -299,7 +299,7 @@ class Recipe:
     mask_share: float = .6 # Share of them that is masked
     products: str = "ieee" # ieee or bf16, see `rounding`
 
-# %% ../nbs/52_mil.ipynb #5afcb02d
+# %% ../nbs/52_mil.ipynb #76cc36e6
 def choose(
     losses, # (epochs,L,S) validation losses
 )->tuple: # number of the learning rate; epoch of each seed's run, from 0 (S,); number of the seed that is kept
@@ -333,7 +333,7 @@ def slide_logits(
     import torch
     with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
 
-# %% ../nbs/52_mil.ipynb #bff17a3e
+# %% ../nbs/52_mil.ipynb #e28f7282
 def softmax(
     z, # (n,C) logits
 )->np.ndarray: # (n,C) probabilities
@@ -375,7 +375,7 @@ def judge(
     return dict(f1=f1_score(y, before.argmax(1), average="macro", labels=k, zero_division=0), auc=float(auc), accuracy=float((before.argmax(1)==y).mean()),
         ece_before=gap(before), ece=gap(after), brier_before=square(before), brier=square(after))
 
-# %% ../nbs/52_mil.ipynb #5645e347
+# %% ../nbs/52_mil.ipynb #6b116e36
 def plot_reliability(
     said:dict, # Head to [(logits (n,C), classes (n,), temperature)], an entry a run
 ): # -> matplotlib figure
@@ -393,7 +393,7 @@ def plot_reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/52_mil.ipynb #34a86503
+# %% ../nbs/52_mil.ipynb #938e2b16
 def check_parts(
     df, # Slides with label and split
     classes:list, # Names of the classes
@@ -405,7 +405,7 @@ def check_parts(
         lacks = [c for c in classes if c not in set(df.label[df.split==part])]
         if lacks: raise PathgenError(f"{title}: no slide for {use} is {', '.join(lacks)}: add slides of this class, raise mil.val_share, or take another seed")
 
-# %% ../nbs/52_mil.ipynb #f805637c
+# %% ../nbs/52_mil.ipynb #76c50959
 def read_good_bag(
     path, # HDF5 file
 )->Bag:
@@ -421,7 +421,7 @@ def set_bags(
     df, # Slides with slide_id
     folder, # Of bags
     max_failed:float=.1, # Share of the slides that may lack a good bag
-)->tuple: # rows with a good bag, with its path as `bag`; table of errors (item, error); number of bags without a label
+)->tuple: # rows with a good bag, with its path as `bag`; table of errors (item, error)
     "Find the bag of every labelled slide."
     folder = need(folder)
     dims, errors = {}, {}
@@ -435,10 +435,9 @@ def set_bags(
         k,e = sorted(errors.items())[0]
         raise PathgenError(f"{len(errors)} of {len(df)} labelled slides have no good bag in {folder}, such as {k}: {e} (base.max_failed allows a share of {max_failed})")
     good = df[~df.slide_id.isin(errors)].reset_index(drop=True)
-    more = len({p.stem for p in folder.glob("*.h5")}-set(df.slide_id))
-    return good.assign(bag=[str(folder/f"{k}.h5") for k in good.slide_id]), pd.DataFrame(sorted(errors.items()), columns=["item","error"]), more
+    return good.assign(bag=[str(folder/f"{k}.h5") for k in good.slide_id]), pd.DataFrame(sorted(errors.items()), columns=["item","error"])
 
-# %% ../nbs/52_mil.ipynb #d011ef06
+# %% ../nbs/52_mil.ipynb #61ec4edd
 @dataclass
 class Mil:
     "A trained head."
@@ -480,7 +479,7 @@ def predict(
     p = softmax(slide.numpy()[None]/c["temperature"])[0]
     return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
 
-# %% ../nbs/52_mil.ipynb #2df25617
+# %% ../nbs/52_mil.ipynb #5805b629
 def patch_side(
     bag:Bag, # With coords
 )->int: # Level-0 px
@@ -517,7 +516,7 @@ def attention_geojson(
         out.append(dict(type="Feature", geometry=dict(type="Polygon", coordinates=[corners]), properties=dict(objectType="detection", measurements=numbers)))
     return dict(type="FeatureCollection", features=out)
 
-# %% ../nbs/52_mil.ipynb #7861b8a4
+# %% ../nbs/52_mil.ipynb #85d5f1c5
 def lesion_shares(
     folder, # Of the truth of painted slides
     slide_id:str, # A slide
@@ -538,7 +537,7 @@ def in_lesion(
     inside = np.asarray(shares) >= .5
     return (float(attention[inside].sum()/attention.sum()), float(inside.mean())) if inside.any() else (np.nan, np.nan)
 
-# %% ../nbs/52_mil.ipynb #f47d6c74
+# %% ../nbs/52_mil.ipynb #24f6f3f1
 def class_sentences(
     clip, # Model with a text tower
     name:str, # Set of slides
@@ -567,7 +566,7 @@ def choose_k(
     scores = [judge(pooled[:,i], y) for i in range(pooled.shape[1])]
     return max(range(len(scores)), key=lambda i: (scores[i]["auc"], scores[i]["f1"], -i))
 
-# %% ../nbs/52_mil.ipynb #25326e18
+# %% ../nbs/52_mil.ipynb #944c3b1d
 def _classes_of(rows, classes): # Bags and class numbers of some slides
     return [read_bag(b).features for b in rows.bag], np.array([classes.index(l) for l in rows.label])
 
@@ -584,19 +583,19 @@ def train_item(
     fits,losses = fit_head(train, val, item["head"], len(classes), recipe, seed, device, name)
     rate,epochs,kept = choose(losses)
     zs = {s:[slide_logits(w, bags) for w in fits] for s,bags in (("val",val[0]), ("test",[read_bag(b).features for b in df.bag[df.split=="test"]]))}
-    heat = [fit_temperature(z, val[1]) for z in zs["val"]]
+    heat = fit_temperature(np.concatenate(zs["val"]), np.tile(val[1], recipe.seeds))
     runs = [dict(lr=lr, seed=s, epoch=int(losses[:,l,s].argmin())+1, val_loss=losses[:,l,s].min(), chosen=l==rate, kept=(l,s)==(rate,kept),
-        temperature=heat[s] if l==rate else np.nan) for l,lr in enumerate(recipe.lrs) for s in range(recipe.seeds)]
+        temperature=heat if l==rate else np.nan) for l,lr in enumerate(recipe.lrs) for s in range(recipe.seeds)]
     write_table(pd.DataFrame(runs).assign(n_train=len(train[0]), n_val=len(val[0])), path)
     said = [pd.DataFrame(z[s], columns=classes).assign(slide_id=df.slide_id[df.split==part].to_numpy(), split=part, seed=s)
         for part,z in zs.items() for s in range(recipe.seeds)]
     write_table(pd.concat(said), Path(path).with_name("predictions.parquet"))
     about = read_bag(df.bag.iloc[0], features=False).attrs
     config = {k:item[k] for k in ("head","set","encoder","classes")} | dict(encoder=str(about.get("encoder", "")), encoder_name=str(about.get("encoder_name", "")),
-        dim=int(train[0][0].shape[1]), temperature=heat[kept], lr=recipe.lrs[rate], epoch=int(epochs[kept])+1, seed=[seed,kept])
+        dim=int(train[0][0].shape[1]), temperature=heat, lr=recipe.lrs[rate], epoch=int(epochs[kept])+1, seed=[seed,kept])
     save_mil(Mil({k:v.numpy() for k,v in fits[kept].items()}, config), Path(path).parent)
 
-# %% ../nbs/52_mil.ipynb #30520b73
+# %% ../nbs/52_mil.ipynb #071418d6
 def _given(df): # What an item may know of the slides
     return df.assign(label=df.label.where(df.split!="test", ""))[["slide_id","split","label","bag"]]
 
@@ -642,7 +641,7 @@ def seed_scores(
         out.append(judge(some[classes].to_numpy(), y, r.temperature) | dict(seed=r.seed, lr=r.lr, epoch=r.epoch, temperature=r.temperature, n_train=r.n_train, n_val=r.n_val, n_test=len(y)))
     return out
 
-# %% ../nbs/52_mil.ipynb #96cbacc8
+# %% ../nbs/52_mil.ipynb #e1067c08
 def zero_shot(
     df, # Slides of a set with bags, split and label
     name:str, # The set
@@ -675,7 +674,7 @@ def zero_shot_all(
             f"and mil.zero_shot names {', '.join(f'{n} ({c.hash})' for n,c in towers.items()) or 'no model'}")
     return rows, notes
 
-# %% ../nbs/52_mil.ipynb #d90ab01d
+# %% ../nbs/52_mil.ipynb #5b618f7b
 def attend_all(
     data, # Root of everything produced
     items:list, # From `train_all`, those to look at
@@ -697,7 +696,7 @@ def attend_all(
             rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area))
     return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area"])
 
-# %% ../nbs/52_mil.ipynb #4326bdc6
+# %% ../nbs/52_mil.ipynb #85cce2bb
 def plot_attention(
     slides, # Table of slides: slide_id, title, path, bag
     models:dict, # Head to (set) -> Mil
@@ -743,7 +742,7 @@ def plot_patches(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/52_mil.ipynb #3bca8185
+# %% ../nbs/52_mil.ipynb #6cf3653c
 def table3(
     results, # Rows of the results: set, title, encoder, head, seed, f1, auc
 )->pd.DataFrame: # A row a head and encoder; columns (set or average, F1 or AUC), texts
@@ -775,7 +774,7 @@ def summary(
     m |= dict(attention_in_lesion=seen.inside.mean(), attention_random=seen.area.mean(), lesion_slides=int(seen.slide_id.nunique()))
     return m | {f"attention_in_lesion_{h}":t.inside.mean() for h,t in seen.groupby("head")}
 
-# %% ../nbs/52_mil.ipynb #51a2416a
+# %% ../nbs/52_mil.ipynb #a03280ed
 def read_tables(
     data, # Root of everything produced
     sets, # SET=FOLDER
@@ -786,26 +785,25 @@ def read_tables(
 )->tuple: # (set, encoder) to its slides with good bags; table of errors; number of bags without a label
     "Split every set, and find the bags of every encoder."
     from pathgen.sets import read_slide_set, split_slides
-    root, tables, errors, more = Path(data), {}, [], 0
-    pairs = lambda ps, what: [_pair(p, what) for p in ps]
-    for name,folder in pairs(sets, "mil.sets"):
+    root, tables, errors = Path(data), {}, []
+    bags = dict(_pair(e, "mil.encoders") for e in encoders)
+    for name,folder in (_pair(p, "mil.sets") for p in sets):
         df = split_slides(read_slide_set(name, root/folder), val_share, seed)
-        check_parts(df, df.attrs["classes"], df.attrs["title"])
         with atomic(root/f"eval/mil/splits/{name}.csv") as tmp: df[["slide_id","patient_id","label","split"]].to_csv(tmp, index=False)
-        for label,bags in pairs(encoders, "mil.encoders"):
-            good,bad,others = set_bags(df, root/bags, max_failed)
-            check_parts(good, df.attrs["classes"], f"{df.attrs['title']}, {label}")
-            tables[name,label] = good
+        for label,of in bags.items():
+            tables[name,label],bad = set_bags(df, root/of, max_failed)
+            check_parts(tables[name,label], df.attrs["classes"], f"{df.attrs['title']}, {label}")
             errors.append(bad.assign(set=name, encoder=label))
-            more += others
-    return tables, pd.concat(errors, ignore_index=True), more
+    errors = pd.concat(errors, ignore_index=True)
+    known = {*errors["item"], *(k for df in tables.values() for k in df.slide_id)}
+    return tables, errors, len({(of,p.stem) for of in bags.values() for p in (root/of).glob("*.h5") if p.stem not in known})
 
 def _pair(text, what): # The two sides of LABEL=FOLDER
     label,sign,folder = text.partition("=")
     if sign and label and folder: return label, folder
     raise PathgenError(f"{what} has {text}: write LABEL=FOLDER")
 
-# %% ../nbs/52_mil.ipynb #fb13cf5e
+# %% ../nbs/52_mil.ipynb #317a04a8
 def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs, seeds, epochs, wd, hidden, gate, branches,
             top_k, mask_share, products, val_share, zero_shot, zero_shot_ks, truth):
     "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
