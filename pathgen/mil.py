@@ -10,10 +10,10 @@ __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_lo
            'fit_head', 'slide_logits', 'softmax', 'fit_temperature', 'reliability', 'judge', 'plot_reliability',
            'check_parts', 'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side',
            'heatmap', 'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k',
-           'train_item', 'train_all', 'read_item', 'seed_scores', 'zero_shot', 'zero_shot_all', 'attend_all',
+           'train_item', 'train_all', 'read_item', 'seed_scores', 'name_slides', 'zero_shot_all', 'attend_all',
            'plot_attention', 'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
 
-# %% ../nbs/52_mil.ipynb #772823fd
+# %% ../nbs/52_mil.ipynb #94e84827
 from pathlib import Path
 from dataclasses import dataclass
 import contextlib, functools, math, shutil, time
@@ -22,7 +22,7 @@ from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick
     read_table, rng, write_json, write_metrics, write_table)
 from .wsi import Bag, open_slide, read_bag
 
-# %% ../nbs/52_mil.ipynb #81e3c15e
+# %% ../nbs/52_mil.ipynb #4a00fe07
 HEADS = ("abmil","acmil")
 
 def n_branches(
@@ -54,7 +54,7 @@ def unpack(
     cuts = flat.split([math.prod(s) for s,_ in shapes.values()], -1)
     return {k:f.unflatten(-1, s) for (k,(s,_)),f in zip(shapes.items(), cuts)}
 
-# %% ../nbs/52_mil.ipynb #41ead677
+# %% ../nbs/52_mil.ipynb #bceb5326
 def forward(
     w:dict, # Arrays from `unpack`
     x, # (...,N,D) features of a bag
@@ -92,7 +92,7 @@ def mil_loss(
     alike = (unit.sum(-1).square().sum(-1)-m)/(m*(m-1))
     return loss - (branch.log_softmax(-1)*hot.unsqueeze(-2)).sum(-1).mean(-1) + alike
 
-# %% ../nbs/52_mil.ipynb #0c1ebc66
+# %% ../nbs/52_mil.ipynb #48b50b94
 @dataclass
 class Plan:
     "All that is random in one run."
@@ -125,7 +125,7 @@ def hidden_ranks(
     noise = noise[:n]
     return noise.argsort(0).argsort(0) < int(len(noise)*share)
 
-# %% ../nbs/52_mil.ipynb #4c00f25a
+# %% ../nbs/52_mil.ipynb #7276e17f
 def _tensors(bags, device): # Bags as they are stored, as tensors
     import torch
     return [torch.as_tensor(b, device=device) for b in bags]
@@ -163,7 +163,7 @@ def plain_run(
         if losses[-1] == min(losses) and losses.count(losses[-1]) == 1: best = flat.detach().clone()
     return best, np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #023544a7
+# %% ../nbs/52_mil.ipynb #7260690c
 @contextlib.contextmanager
 def rounding(
     products:str="ieee", # ieee (float32 as it is) or bf16 (factors may be rounded to bfloat16, sums not)
@@ -196,7 +196,7 @@ class Stack:
         for group,lr in zip(self.opt.param_groups, self.lrs): group["lr"] = lr*share
         self.opt.step()
 
-# %% ../nbs/52_mil.ipynb #c1ca36ac
+# %% ../nbs/52_mil.ipynb #4e11e5cf
 ROOM = 2048 # Instances that the bags of all seeds may have in one step to be stacked
 
 def _bag_of(xs, plans, t, share): # What the runs of some seeds see in step t: features, masks, padding
@@ -221,7 +221,7 @@ def val_losses(
         total = [sum(mil_loss(forward(w, x.float())[0], None, None, int(y)) for x,y in zip(bags, labels)) for w in runs]
     return torch.stack([t.reshape(len(t), -1) for t in total], 1).flatten(1).cpu().numpy()/len(bags)
 
-# %% ../nbs/52_mil.ipynb #079457ff
+# %% ../nbs/52_mil.ipynb #7495bdaf
 def train_runs(
     train:tuple, # Bags (N,D) and their classes
     val:tuple, # Bags and classes for validation
@@ -252,7 +252,7 @@ def train_runs(
         best[better] = stack.w[better]
     return best.cpu(), np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #6e571123
+# %% ../nbs/52_mil.ipynb #fa65d244
 def time_grid(
     bags:int=100, # Bags of the grid
     n:int=200, # Instances of each
@@ -284,7 +284,7 @@ def time_grid(
     fast, slow = (times*sum(best[k+h] for h in HEADS) for k in ("","plain "))
     return dict(seconds=fast, plain_seconds=len(lrs)*seeds*slow, ratio=len(lrs)*seeds*slow/fast, product_ms=1e3*best["product"])
 
-# %% ../nbs/52_mil.ipynb #83af752d
+# %% ../nbs/52_mil.ipynb #eb3284a2
 @dataclass
 class Recipe:
     "How a head is trained."
@@ -299,7 +299,7 @@ class Recipe:
     mask_share: float = .6 # Share of them that is masked
     products: str = "ieee" # ieee or bf16, see `rounding`
 
-# %% ../nbs/52_mil.ipynb #76cc36e6
+# %% ../nbs/52_mil.ipynb #18c31a96
 def choose(
     losses, # (epochs,L,S) validation losses
 )->tuple: # number of the learning rate; epoch of each seed's run, from 0 (S,); number of the seed that is kept
@@ -333,7 +333,7 @@ def slide_logits(
     import torch
     with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
 
-# %% ../nbs/52_mil.ipynb #e28f7282
+# %% ../nbs/52_mil.ipynb #1811b837
 def softmax(
     z, # (n,C) logits
 )->np.ndarray: # (n,C) probabilities
@@ -375,7 +375,7 @@ def judge(
     return dict(f1=f1_score(y, before.argmax(1), average="macro", labels=k, zero_division=0), auc=float(auc), accuracy=float((before.argmax(1)==y).mean()),
         ece_before=gap(before), ece=gap(after), brier_before=square(before), brier=square(after))
 
-# %% ../nbs/52_mil.ipynb #6b116e36
+# %% ../nbs/52_mil.ipynb #129e5aa3
 def plot_reliability(
     said:dict, # Head to [(logits (n,C), classes (n,), temperature)], an entry a run
 ): # -> matplotlib figure
@@ -393,7 +393,7 @@ def plot_reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/52_mil.ipynb #938e2b16
+# %% ../nbs/52_mil.ipynb #549391e7
 def check_parts(
     df, # Slides with label and split
     classes:list, # Names of the classes
@@ -405,7 +405,7 @@ def check_parts(
         lacks = [c for c in classes if c not in set(df.label[df.split==part])]
         if lacks: raise PathgenError(f"{title}: no slide for {use} is {', '.join(lacks)}: add slides of this class, raise mil.val_share, or take another seed")
 
-# %% ../nbs/52_mil.ipynb #76c50959
+# %% ../nbs/52_mil.ipynb #e05c01eb
 def read_good_bag(
     path, # HDF5 file
 )->Bag:
@@ -437,7 +437,7 @@ def set_bags(
     good = df[~df.slide_id.isin(errors)].reset_index(drop=True)
     return good.assign(bag=[str(folder/f"{k}.h5") for k in good.slide_id]), pd.DataFrame(sorted(errors.items()), columns=["item","error"])
 
-# %% ../nbs/52_mil.ipynb #61ec4edd
+# %% ../nbs/52_mil.ipynb #01da9b3a
 @dataclass
 class Mil:
     "A trained head."
@@ -479,7 +479,7 @@ def predict(
     p = softmax(slide.numpy()[None]/c["temperature"])[0]
     return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
 
-# %% ../nbs/52_mil.ipynb #5805b629
+# %% ../nbs/52_mil.ipynb #cfb8a300
 def patch_side(
     bag:Bag, # With coords
 )->int: # Level-0 px
@@ -516,7 +516,7 @@ def attention_geojson(
         out.append(dict(type="Feature", geometry=dict(type="Polygon", coordinates=[corners]), properties=dict(objectType="detection", measurements=numbers)))
     return dict(type="FeatureCollection", features=out)
 
-# %% ../nbs/52_mil.ipynb #85d5f1c5
+# %% ../nbs/52_mil.ipynb #259370db
 def lesion_shares(
     folder, # Of the truth of painted slides
     slide_id:str, # A slide
@@ -537,7 +537,7 @@ def in_lesion(
     inside = np.asarray(shares) >= .5
     return (float(attention[inside].sum()/attention.sum()), float(inside.mean())) if inside.any() else (np.nan, np.nan)
 
-# %% ../nbs/52_mil.ipynb #24f6f3f1
+# %% ../nbs/52_mil.ipynb #2d3bbf8c
 def class_sentences(
     clip, # Model with a text tower
     name:str, # Set of slides
@@ -566,7 +566,7 @@ def choose_k(
     scores = [judge(pooled[:,i], y) for i in range(pooled.shape[1])]
     return max(range(len(scores)), key=lambda i: (scores[i]["auc"], scores[i]["f1"], -i))
 
-# %% ../nbs/52_mil.ipynb #944c3b1d
+# %% ../nbs/52_mil.ipynb #f2220657
 def _classes_of(rows, classes): # Bags and class numbers of some slides
     return [read_bag(b).features for b in rows.bag], np.array([classes.index(l) for l in rows.label])
 
@@ -595,7 +595,7 @@ def train_item(
         dim=int(train[0][0].shape[1]), temperature=heat, lr=recipe.lrs[rate], epoch=int(epochs[kept])+1, seed=[seed,kept])
     save_mil(Mil({k:v.numpy() for k,v in fits[kept].items()}, config), Path(path).parent)
 
-# %% ../nbs/52_mil.ipynb #071418d6
+# %% ../nbs/52_mil.ipynb #d60513c8
 def _given(df): # What an item may know of the slides
     return df.assign(label=df.label.where(df.split!="test", ""))[["slide_id","split","label","bag"]]
 
@@ -641,8 +641,8 @@ def seed_scores(
         out.append(judge(some[classes].to_numpy(), y, r.temperature) | dict(seed=r.seed, lr=r.lr, epoch=r.epoch, temperature=r.temperature, n_train=r.n_train, n_val=r.n_val, n_test=len(y)))
     return out
 
-# %% ../nbs/52_mil.ipynb #e1067c08
-def zero_shot(
+# %% ../nbs/52_mil.ipynb #fecac2ed
+def name_slides(
     df, # Slides of a set with bags, split and label
     name:str, # The set
     clip, # A model with a text tower
@@ -669,12 +669,12 @@ def zero_shot_all(
     for (name,encoder),df in tables.items():
         made = str(read_bag(df.bag.iloc[0], features=False).attrs.get("encoder", ""))
         clip = next((c for c in towers.values() if c.hash==made), None)
-        if clip: rows.append(zero_shot(df, name, clip, ks) | dict(set=name, encoder=encoder, head="zeroshot"))
+        if clip: rows.append(name_slides(df, name, clip, ks) | dict(set=name, encoder=encoder, head="zeroshot"))
         else: notes.append(f"{name}, {encoder}: no zero-shot row, since its bags were made with {made or 'an encoder that they do not name'}, "
             f"and mil.zero_shot names {', '.join(f'{n} ({c.hash})' for n,c in towers.items()) or 'no model'}")
     return rows, notes
 
-# %% ../nbs/52_mil.ipynb #5b618f7b
+# %% ../nbs/52_mil.ipynb #f0ad7837
 def attend_all(
     data, # Root of everything produced
     items:list, # From `train_all`, those to look at
@@ -696,7 +696,7 @@ def attend_all(
             rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area))
     return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area"])
 
-# %% ../nbs/52_mil.ipynb #85cce2bb
+# %% ../nbs/52_mil.ipynb #f2bc9e70
 def plot_attention(
     slides, # Table of slides: slide_id, title, path, bag
     models:dict, # Head to (set) -> Mil
@@ -742,7 +742,7 @@ def plot_patches(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/52_mil.ipynb #6cf3653c
+# %% ../nbs/52_mil.ipynb #a107581d
 def table3(
     results, # Rows of the results: set, title, encoder, head, seed, f1, auc
 )->pd.DataFrame: # A row a head and encoder; columns (set or average, F1 or AUC), texts
@@ -774,7 +774,7 @@ def summary(
     m |= dict(attention_in_lesion=seen.inside.mean(), attention_random=seen.area.mean(), lesion_slides=int(seen.slide_id.nunique()))
     return m | {f"attention_in_lesion_{h}":t.inside.mean() for h,t in seen.groupby("head")}
 
-# %% ../nbs/52_mil.ipynb #a03280ed
+# %% ../nbs/52_mil.ipynb #62844208
 def read_tables(
     data, # Root of everything produced
     sets, # SET=FOLDER
@@ -803,7 +803,7 @@ def _pair(text, what): # The two sides of LABEL=FOLDER
     if sign and label and folder: return label, folder
     raise PathgenError(f"{what} has {text}: write LABEL=FOLDER")
 
-# %% ../nbs/52_mil.ipynb #317a04a8
+# %% ../nbs/52_mil.ipynb #52c381e1
 def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs, seeds, epochs, wd, hidden, gate, branches,
             top_k, mask_share, products, val_share, zero_shot, zero_shot_ks, truth):
     "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
