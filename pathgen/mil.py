@@ -13,7 +13,7 @@ __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_lo
            'train_item', 'train_all', 'read_item', 'seed_scores', 'name_slides', 'zero_shot_all', 'attend_all',
            'plot_attention', 'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
 
-# %% ../nbs/52_mil.ipynb #94e84827
+# %% ../nbs/52_mil.ipynb #18cf9998
 from pathlib import Path
 from dataclasses import dataclass
 import contextlib, functools, math, shutil, time
@@ -22,7 +22,7 @@ from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick
     read_table, rng, write_json, write_metrics, write_table)
 from .wsi import Bag, open_slide, read_bag
 
-# %% ../nbs/52_mil.ipynb #4a00fe07
+# %% ../nbs/52_mil.ipynb #19fb7bf8
 HEADS = ("abmil","acmil")
 
 def n_branches(
@@ -54,7 +54,7 @@ def unpack(
     cuts = flat.split([math.prod(s) for s,_ in shapes.values()], -1)
     return {k:f.unflatten(-1, s) for (k,(s,_)),f in zip(shapes.items(), cuts)}
 
-# %% ../nbs/52_mil.ipynb #bceb5326
+# %% ../nbs/52_mil.ipynb #68bc011e
 def forward(
     w:dict, # Arrays from `unpack`
     x, # (...,N,D) features of a bag
@@ -92,7 +92,7 @@ def mil_loss(
     alike = (unit.sum(-1).square().sum(-1)-m)/(m*(m-1))
     return loss - (branch.log_softmax(-1)*hot.unsqueeze(-2)).sum(-1).mean(-1) + alike
 
-# %% ../nbs/52_mil.ipynb #48b50b94
+# %% ../nbs/52_mil.ipynb #d254d8aa
 @dataclass
 class Plan:
     "All that is random in one run."
@@ -125,7 +125,7 @@ def hidden_ranks(
     noise = noise[:n]
     return noise.argsort(0).argsort(0) < int(len(noise)*share)
 
-# %% ../nbs/52_mil.ipynb #7276e17f
+# %% ../nbs/52_mil.ipynb #72f2e0a1
 def _tensors(bags, device): # Bags as they are stored, as tensors
     import torch
     return [torch.as_tensor(b, device=device) for b in bags]
@@ -163,7 +163,7 @@ def plain_run(
         if losses[-1] == min(losses) and losses.count(losses[-1]) == 1: best = flat.detach().clone()
     return best, np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #7260690c
+# %% ../nbs/52_mil.ipynb #46f6ac35
 @contextlib.contextmanager
 def rounding(
     products:str="ieee", # ieee (float32 as it is) or bf16 (factors may be rounded to bfloat16, sums not)
@@ -196,7 +196,7 @@ class Stack:
         for group,lr in zip(self.opt.param_groups, self.lrs): group["lr"] = lr*share
         self.opt.step()
 
-# %% ../nbs/52_mil.ipynb #4e11e5cf
+# %% ../nbs/52_mil.ipynb #856a7854
 ROOM = 2048 # Instances that the bags of all seeds may have in one step to be stacked
 
 def _bag_of(xs, plans, t, share): # What the runs of some seeds see in step t: features, masks, padding
@@ -221,7 +221,7 @@ def val_losses(
         total = [sum(mil_loss(forward(w, x.float())[0], None, None, int(y)) for x,y in zip(bags, labels)) for w in runs]
     return torch.stack([t.reshape(len(t), -1) for t in total], 1).flatten(1).cpu().numpy()/len(bags)
 
-# %% ../nbs/52_mil.ipynb #7495bdaf
+# %% ../nbs/52_mil.ipynb #5fe1df97
 def train_runs(
     train:tuple, # Bags (N,D) and their classes
     val:tuple, # Bags and classes for validation
@@ -252,7 +252,7 @@ def train_runs(
         best[better] = stack.w[better]
     return best.cpu(), np.array(losses)
 
-# %% ../nbs/52_mil.ipynb #fa65d244
+# %% ../nbs/52_mil.ipynb #3991412f
 def time_grid(
     bags:int=100, # Bags of the grid
     n:int=200, # Instances of each
@@ -284,7 +284,7 @@ def time_grid(
     fast, slow = (times*sum(best[k+h] for h in HEADS) for k in ("","plain "))
     return dict(seconds=fast, plain_seconds=len(lrs)*seeds*slow, ratio=len(lrs)*seeds*slow/fast, product_ms=1e3*best["product"])
 
-# %% ../nbs/52_mil.ipynb #eb3284a2
+# %% ../nbs/52_mil.ipynb #92543607
 @dataclass
 class Recipe:
     "How a head is trained."
@@ -299,7 +299,7 @@ class Recipe:
     mask_share: float = .6 # Share of them that is masked
     products: str = "ieee" # ieee or bf16, see `rounding`
 
-# %% ../nbs/52_mil.ipynb #18c31a96
+# %% ../nbs/52_mil.ipynb #6d3956b3
 def choose(
     losses, # (epochs,L,S) validation losses
 )->tuple: # number of the learning rate; epoch of each seed's run, from 0 (S,); number of the seed that is kept
@@ -333,7 +333,7 @@ def slide_logits(
     import torch
     with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
 
-# %% ../nbs/52_mil.ipynb #1811b837
+# %% ../nbs/52_mil.ipynb #64c9a576
 def softmax(
     z, # (n,C) logits
 )->np.ndarray: # (n,C) probabilities
@@ -375,7 +375,7 @@ def judge(
     return dict(f1=f1_score(y, before.argmax(1), average="macro", labels=k, zero_division=0), auc=float(auc), accuracy=float((before.argmax(1)==y).mean()),
         ece_before=gap(before), ece=gap(after), brier_before=square(before), brier=square(after))
 
-# %% ../nbs/52_mil.ipynb #129e5aa3
+# %% ../nbs/52_mil.ipynb #c4ddca04
 def plot_reliability(
     said:dict, # Head to [(logits (n,C), classes (n,), temperature)], an entry a run
 ): # -> matplotlib figure
@@ -393,7 +393,7 @@ def plot_reliability(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/52_mil.ipynb #549391e7
+# %% ../nbs/52_mil.ipynb #46077e6a
 def check_parts(
     df, # Slides with label and split
     classes:list, # Names of the classes
@@ -405,7 +405,7 @@ def check_parts(
         lacks = [c for c in classes if c not in set(df.label[df.split==part])]
         if lacks: raise PathgenError(f"{title}: no slide for {use} is {', '.join(lacks)}: add slides of this class, raise mil.val_share, or take another seed")
 
-# %% ../nbs/52_mil.ipynb #e05c01eb
+# %% ../nbs/52_mil.ipynb #bfe050f3
 def read_good_bag(
     path, # HDF5 file
 )->Bag:
@@ -437,7 +437,7 @@ def set_bags(
     good = df[~df.slide_id.isin(errors)].reset_index(drop=True)
     return good.assign(bag=[str(folder/f"{k}.h5") for k in good.slide_id]), pd.DataFrame(sorted(errors.items()), columns=["item","error"])
 
-# %% ../nbs/52_mil.ipynb #01da9b3a
+# %% ../nbs/52_mil.ipynb #0f0bd48c
 @dataclass
 class Mil:
     "A trained head."
@@ -479,7 +479,7 @@ def predict(
     p = softmax(slide.numpy()[None]/c["temperature"])[0]
     return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
 
-# %% ../nbs/52_mil.ipynb #cfb8a300
+# %% ../nbs/52_mil.ipynb #e749db66
 def patch_side(
     bag:Bag, # With coords
 )->int: # Level-0 px
@@ -516,7 +516,7 @@ def attention_geojson(
         out.append(dict(type="Feature", geometry=dict(type="Polygon", coordinates=[corners]), properties=dict(objectType="detection", measurements=numbers)))
     return dict(type="FeatureCollection", features=out)
 
-# %% ../nbs/52_mil.ipynb #259370db
+# %% ../nbs/52_mil.ipynb #316bd6d7
 def lesion_shares(
     folder, # Of the truth of painted slides
     slide_id:str, # A slide
@@ -537,7 +537,7 @@ def in_lesion(
     inside = np.asarray(shares) >= .5
     return (float(attention[inside].sum()/attention.sum()), float(inside.mean())) if inside.any() else (np.nan, np.nan)
 
-# %% ../nbs/52_mil.ipynb #2d3bbf8c
+# %% ../nbs/52_mil.ipynb #b1305dcf
 def class_sentences(
     clip, # Model with a text tower
     name:str, # Set of slides
@@ -566,7 +566,7 @@ def choose_k(
     scores = [judge(pooled[:,i], y) for i in range(pooled.shape[1])]
     return max(range(len(scores)), key=lambda i: (scores[i]["auc"], scores[i]["f1"], -i))
 
-# %% ../nbs/52_mil.ipynb #f2220657
+# %% ../nbs/52_mil.ipynb #dc56c705
 def _classes_of(rows, classes): # Bags and class numbers of some slides
     return [read_bag(b).features for b in rows.bag], np.array([classes.index(l) for l in rows.label])
 
@@ -595,7 +595,7 @@ def train_item(
         dim=int(train[0][0].shape[1]), temperature=heat, lr=recipe.lrs[rate], epoch=int(epochs[kept])+1, seed=[seed,kept])
     save_mil(Mil({k:v.numpy() for k,v in fits[kept].items()}, config), Path(path).parent)
 
-# %% ../nbs/52_mil.ipynb #d60513c8
+# %% ../nbs/52_mil.ipynb #b8860382
 def _given(df): # What an item may know of the slides
     return df.assign(label=df.label.where(df.split!="test", ""))[["slide_id","split","label","bag"]]
 
@@ -641,7 +641,7 @@ def seed_scores(
         out.append(judge(some[classes].to_numpy(), y, r.temperature) | dict(seed=r.seed, lr=r.lr, epoch=r.epoch, temperature=r.temperature, n_train=r.n_train, n_val=r.n_val, n_test=len(y)))
     return out
 
-# %% ../nbs/52_mil.ipynb #fecac2ed
+# %% ../nbs/52_mil.ipynb #8c08c402
 def name_slides(
     df, # Slides of a set with bags, split and label
     name:str, # The set
@@ -674,7 +674,7 @@ def zero_shot_all(
             f"and mil.zero_shot names {', '.join(f'{n} ({c.hash})' for n,c in towers.items()) or 'no model'}")
     return rows, notes
 
-# %% ../nbs/52_mil.ipynb #f0ad7837
+# %% ../nbs/52_mil.ipynb #06e8979d
 def attend_all(
     data, # Root of everything produced
     items:list, # From `train_all`, those to look at
@@ -696,16 +696,16 @@ def attend_all(
             rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area))
     return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area"])
 
-# %% ../nbs/52_mil.ipynb #f2bc9e70
+# %% ../nbs/52_mil.ipynb #086a0b76
 def plot_attention(
-    slides, # Table of slides: slide_id, title, path, bag
-    models:dict, # Head to (set) -> Mil
+    slides, # Table of slides: slide_id, set, title, label, path, bag
+    models:dict, # Head to a function of the set's name that returns the Mil
     truth=None, # Folder of the truth
 ): # -> matplotlib figure
     "Slides beside their truth and the attention of each head."
     import matplotlib.pyplot as plt
     names = ["slide", *(["truth"] if truth else []), *models]
-    fig,axs = plt.subplots(len(slides), len(names), figsize=(1.6*len(names),1.6*len(slides)), dpi=70, squeeze=False)
+    fig,axs = plt.subplots(len(slides), len(names), figsize=(1.6*len(names),1.6*len(slides)), dpi=60, squeeze=False)
     for row,r in zip(axs, slides.itertuples()):
         bag = read_bag(r.bag)
         with open_slide(r.path) as slide: thumb, (w,h) = slide.thumbnail(max(slide.width, slide.height)/250), (slide.width,slide.height)
@@ -722,15 +722,16 @@ def plot_attention(
     fig.tight_layout(pad=.3)
     return fig
 
+# %% ../nbs/52_mil.ipynb #919a7e14
 def plot_patches(
-    slides, # Table of slides: slide_id, label, path, bag, set
-    load, # (set) -> Mil
-    n:int=8, # Patches of a slide
+    slides, # The same table
+    load, # Function of the set's name that returns the Mil
+    n:int=6, # Patches of a slide
     px:int=112, # Side at which they are shown
 ): # -> matplotlib figure
     "The patches that a head attends to most."
     import matplotlib.pyplot as plt
-    fig,axs = plt.subplots(len(slides), n, figsize=(.95*n,1.05*len(slides)), dpi=75, squeeze=False)
+    fig,axs = plt.subplots(len(slides), n, figsize=(.95*n,1.05*len(slides)), dpi=65, squeeze=False)
     for row,r in zip(axs, slides.itertuples()):
         bag = read_bag(r.bag)
         a, side = predict(load(r.set), bag)[1], patch_side(bag)
@@ -742,7 +743,7 @@ def plot_patches(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/52_mil.ipynb #a107581d
+# %% ../nbs/52_mil.ipynb #12ab0284
 def table3(
     results, # Rows of the results: set, title, encoder, head, seed, f1, auc
 )->pd.DataFrame: # A row a head and encoder; columns (set or average, F1 or AUC), texts
@@ -774,7 +775,7 @@ def summary(
     m |= dict(attention_in_lesion=seen.inside.mean(), attention_random=seen.area.mean(), lesion_slides=int(seen.slide_id.nunique()))
     return m | {f"attention_in_lesion_{h}":t.inside.mean() for h,t in seen.groupby("head")}
 
-# %% ../nbs/52_mil.ipynb #62844208
+# %% ../nbs/52_mil.ipynb #df5cc147
 def read_tables(
     data, # Root of everything produced
     sets, # SET=FOLDER
@@ -803,7 +804,7 @@ def _pair(text, what): # The two sides of LABEL=FOLDER
     if sign and label and folder: return label, folder
     raise PathgenError(f"{what} has {text}: write LABEL=FOLDER")
 
-# %% ../nbs/52_mil.ipynb #52c381e1
+# %% ../nbs/52_mil.ipynb #aa4a952c
 def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs, seeds, epochs, wd, hidden, gate, branches,
             top_k, mask_share, products, val_share, zero_shot, zero_shot_ks, truth):
     "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
@@ -816,12 +817,12 @@ def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs,
     tables,errors,more = read_tables(data, sets, encoders, val_share, seed, max_failed)
     towers = {n:load_clip(str(w), device) for n,w in (named_model(m, data) for m in zero_shot)}
     items = train_all(data, tables, heads, recipe, seed, workers, device)
-    rows,notes = zero_shot_all(tables, towers, zero_shot_ks)
+    rows,(named,notes) = [], zero_shot_all(tables, towers, zero_shot_ks)
     for i in items:
         runs,said,_ = read_item(data, i)
         rows += [s | {k:i[k] for k in ("set","encoder","head")} for s in seed_scores(runs, said, tables[i["set"],i["encoder"]])]
     titles = {s:df.attrs["title"] for (s,_),df in tables.items()}
-    results = pd.DataFrame(rows).assign(title=lambda d: d.set.map(titles))
+    results = pd.DataFrame(rows+named).assign(title=lambda d: d.set.map(titles))
     final = _pair(encoders[-1], "mil.encoders")[0]
     looks = attend_all(data, [i for i in items if i["encoder"]==final], tables, root/truth if truth else None)
     for name,t in dict(results=results, attention=looks, errors=errors).items(): write_table(t, root/f"eval/mil/{name}.parquet")
