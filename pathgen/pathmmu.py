@@ -6,11 +6,11 @@ Docs: https://pathgen.github.io/pathgen/pathmmu.html.md"""
 
 # %% auto #0
 __all__ = ['SUBSETS', 'SPLITS', 'PARTS', 'LETTERS', 'ASK', 'WAYS', 'ANSWER', 'CODE', 'bare', 'plain', 'find_right',
-           'read_pathmmu', 'census', 'listed', 'prompt_of', 'shifted', 'by_letter', 'by_option', 'read_answer',
-           'encode', 'tail_scores', 'open_image', 'likely', 'Picked', 'write_answers', 'take_answers', 'judge',
-           'random_choice', 'frequent_choice', 'interval', 'summary', 'vlmevalkit', 'write_vlmevalkit', 'models_of',
-           'ask_one', 'key_of', 'hash_of', 'plot_subsets', 'plot_shifts', 'show_questions', 'headline', 'run_pathmmu',
-           'table4']
+           'read_pathmmu', 'in_parts', 'census', 'listed', 'prompt_of', 'shifted', 'by_letter', 'by_option',
+           'read_answer', 'encode', 'tail_scores', 'open_image', 'can_judge', 'likely', 'Picked', 'write_answers',
+           'take_answers', 'judge', 'random_choice', 'frequent_choice', 'interval', 'summary', 'vlmevalkit',
+           'write_vlmevalkit', 'models_of', 'ask_one', 'key_of', 'hash_of', 'plot_subsets', 'plot_shifts',
+           'show_questions', 'answers_of', 'who_is', 'all_rows', 'headline', 'run_pathmmu', 'table4']
 
 # %% ../nbs/53_pathmmu.ipynb #53d4f4b9
 from pathlib import Path
@@ -48,7 +48,8 @@ def find_right(
 )->tuple: # Number of the option, -1 for none; exact, text, letter or none
     "Which option is right, and how that was found."
     if answer in options: return options.index(answer), "exact"
-    texts, said = [plain(bare(o, k)) for k,o in enumerate(options)], plain(re.sub(r"^\s*\(?[A-Z][).:]\s*", "", answer))
+    texts = [plain(bare(o, k)) for k,o in enumerate(options)]
+    said = plain(re.sub(r"^\s*\(?[A-Z][).:]\s*", "", answer))
     if texts.count(said) == 1: return texts.index(said), "text"
     m = re.match(r"\s*\(?([A-Z])\s*(?:[).:]|$)", answer)
     if m and (k := LETTERS.index(m[1])) < len(options): return k, "letter"
@@ -56,32 +57,36 @@ def find_right(
 
 # %% ../nbs/53_pathmmu.ipynb #48a17de9
 def _nested(path, raw): # Subset to part to questions
-    if not isinstance(raw, dict): raise PathgenError(f"{path} is no file of PathMMU: it holds a {type(raw).__name__} instead of subsets")
-    if not set(raw) & set(SPLITS): return raw
+    if not isinstance(raw, dict): raise PathgenError(f"{path} is no file of PathMMU: it holds no subsets")
+    if not raw.keys() & set(SPLITS): return raw
     own = [s for s in SUBSETS if s.lower() in path.stem.lower()]
-    if not own: raise PathgenError(f"{path} holds one subset and its name does not say which: name it like socialpath_mapping.json")
-    return {own[0]:raw}
+    if own: return {own[0]:raw}
+    raise PathgenError(f"{path} holds one subset and its name does not say which: name it like socialpath_mapping.json")
 
 def _questions(path, raw): # Subset, split, number in the part, question
     for subset,parts in _nested(path, raw).items():
         odd = [p for p in parts if p not in SPLITS] if isinstance(parts, dict) else [parts]
-        if odd: raise PathgenError(f"{path}: {subset} has a part {str(odd[0])[:40]!r}; PathMMU's are {', '.join(SPLITS)}")
+        if odd: raise PathgenError(f"{path}: {subset} has a part {str(odd[0])[:40]!r}: call it one of {', '.join(SPLITS)}")
         for split,qs in parts.items(): yield from ((subset, split, n, q) for n,q in enumerate(qs))
 
 def _row(path, images, subset, split, n, q):
-    options = q.get("options")
-    if not q.get("question") or not isinstance(options, list) or not 2 <= len(options) <= 26:
+    question, options = q.get("question"), q.get("options")
+    if not question or not isinstance(options, list) or not 2 <= len(options) <= 26:
         raise PathgenError(f"{path}: question {n} of {subset} {split} has no text or not 2 to 26 options: mend it in the file")
     answer, image = str(q.get("answer", "")), str(q.get("img") or "")
     right, matched = find_right(answer, options)
-    there = image and (images/image).is_file()
-    texts = [bare(o, k) for k,o in enumerate(options)]
-    return dict(id=f"{subset}-{split}-{q.get('No', digest(image, q['question'], options))}", subset=subset, split=split, question=q["question"], options=texts, right=right,
-                matched=matched, answer=answer, image=image, path=str(images/image) if there else "", explanation=str(q.get("explanation", "")))
+    return dict(id=f"{subset}-{split}-{q.get('No', digest(image, question, options))}", subset=subset, split=split,
+        question=question, options=[bare(o, k) for k,o in enumerate(options)], right=right, matched=matched,
+        answer=answer, image=image, path=str(images/image) if image and (images/image).is_file() else "",
+        explanation=str(q.get("explanation", "")))
+
+def _repeated(df): # Was the same asked before: image, words and options, in whatever order?
+    same = dict(image=df.image, question=df.question.map(plain), options=df.options.map(lambda o: plain(" ".join(sorted(o)))))
+    return pd.DataFrame(same).duplicated()
 
 def read_pathmmu(
     path, # Folder of `data.json` and `images`, or a JSON file beside `images`
-)->pd.DataFrame: # id, subset, split, question, options (list), right (number, -1 for none), matched, answer, image, path ("" if absent), explanation, repeated
+)->pd.DataFrame: # id, subset, split, question, options, right (-1 for none), matched, answer, image, path, explanation, repeated
     "Read PathMMU, a row a question."
     path = need(path)
     if path.is_dir(): path = need(path/"data.json")
@@ -89,22 +94,28 @@ def read_pathmmu(
     if not len(df): raise PathgenError(f"{path} holds no question")
     again = df.groupby("id").cumcount()
     df["id"] = df.id.where(again == 0, df.id + "-" + again.astype(str))
-    df["repeated"] = pd.DataFrame(dict(i=df.image, q=df.question.map(plain), o=df.options.map(lambda o: plain(" ".join(sorted(o)))))).duplicated()
+    df["repeated"] = _repeated(df)
     df.attrs = dict(standin=(path.parent/"standin.json").exists(), file=str(path))
     return df
 
 # %% ../nbs/53_pathmmu.ipynb #e93aa666
-def census(
-    df:pd.DataFrame, # From `read_pathmmu`
-)->pd.DataFrame: # A row a subset and part: questions, with_image, images, options (mean), repeated, right by exact, text, letter, none
-    "Count what is there and what is odd."
-    rows = []
+def in_parts(
+    df:pd.DataFrame, # With the columns subset and split
+): # Yields a subset or `overall`, a key of `PARTS`, and their rows
+    "Walk through what papers quote numbers on."
     for s in [*df.subset.unique(), "overall"]:
         for part,splits in PARTS.items():
             z = df[df.split.isin(splits) & ((df.subset == s) | (s == "overall"))]
-            if len(z): rows.append(dict(subset=s, part=part, questions=len(z), with_image=(z.path != "").sum(), images=z[z.path != ""].image.nunique(), options=z.options.str.len().mean(),
-                repeated=z.repeated.sum(), **{f"right_by_{m}":(z.matched == m).sum() for m in ("exact","text","letter","none")}))
-    return pd.DataFrame(rows)
+            if len(z): yield s, part, z
+
+def census(
+    df:pd.DataFrame, # From `read_pathmmu`
+)->pd.DataFrame: # A row a subset and part: questions, with_image, images, options (mean), repeated, right_by_...
+    "Count what is there and what is odd."
+    count = lambda z: dict(questions=len(z), with_image=(z.path != "").sum(), images=z[z.path != ""].image.nunique(),
+        options=z.options.str.len().mean(), repeated=z.repeated.sum())
+    ways = lambda z: {f"right_by_{m}":(z.matched == m).sum() for m in ("exact","text","letter","none")}
+    return pd.DataFrame([dict(subset=s, part=p) | count(z) | ways(z) for s,p,z in in_parts(df)])
 
 # %% ../nbs/53_pathmmu.ipynb #9182e6fc
 ASK = "Answer with the option's letter from the given choices directly."
@@ -142,7 +153,8 @@ def by_letter(
     "The option whose letter the answer gives."
     one = f"[{LETTERS[:n]}]"
     alone = rf"\W*({one})(?![\w'’])(?!(?<=A)\s+(?!because|since|as\b)[a-z])"
-    for way in (rf"(?i)^\W*({one})\W*$", rf"^\W*({one})\s*[).:,\]*](?!\s*{one}\b)", rf"(?i:answer)(?:\W+(?i:is|would be|letter|option))*{alone}", rf"(?i:option|choice){alone}", rf"\(({one})\)"):
+    for way in (rf"(?i)^\W*({one})\W*$", rf"^\W*({one})\s*[).:,\]*](?!\s*{one}\b)",
+                rf"(?i:answer)(?:\W+(?i:is|would be|letter|option))*{alone}", rf"(?i:option|choice){alone}", rf"\(({one})\)"):
         found = {f.upper() for f in re.findall(way, text.strip())}
         if found: return LETTERS.index(*found) if len(found) == 1 else -1
     return -1
@@ -176,12 +188,14 @@ def encode(
     from PIL import Image
     pictures = [Image.fromarray(square(i, lmm.px)) for i in images]
     px = lmm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    with torch.inference_mode(): return list(lmm.model.model.get_image_features(px.to(lmm.device, lmm.model.dtype), return_dict=True).pooler_output)
+    with torch.inference_mode():
+        return list(lmm.model.model.get_image_features(px.to(lmm.device, lmm.model.dtype), return_dict=True).pooler_output)
 
 def _front(lmm, prompt, image): # Text up to where the answer begins; with room for the features of an image
     said = [dict(type="image")]*image + [dict(type="text", text=prompt)] if lmm.sees else prompt
     text = lmm.processor.apply_chat_template([dict(role="user", content=said)], tokenize=False, add_generation_prompt=True)
-    return text.replace(lmm.processor.image_token, lmm.processor.image_token*lmm.model.config.image_seq_length) if image else text
+    if not image: return text
+    return text.replace(lmm.processor.image_token, lmm.processor.image_token*lmm.model.config.image_seq_length)
 
 def _ids(lmm, text):
     bos = lmm.tokenizer.bos_token
@@ -191,8 +205,8 @@ def _tokens(lmm, prompt, tails, image): # Ids of a prompt, and those of each ans
     front = _front(lmm, prompt, image)
     gap, ids = "" if front[-1:].isspace() else " ", _ids(lmm, front)
     whole = [_ids(lmm, front+gap+t) for t in tails]
-    if any(w[:len(ids)] != ids for w in whole): raise PathgenError(f"{lmm.name}: its tokenizer joins question and answer: use the way written")
-    return ids, [w[len(ids):] for w in whole]
+    if all(w[:len(ids)] == ids for w in whole): return ids, [w[len(ids):] for w in whole]
+    raise PathgenError(f"{lmm.name}: its tokenizer joins question and answer: put written alone into pathmmu.ways")
 
 def _prefix(lmm, ids, features): # Pass over prompts, padded on the left; output and mask
     import torch
@@ -201,10 +215,11 @@ def _prefix(lmm, ids, features): # Pass over prompts, padded on the left; output
     mask = torch.tensor([[0]*(n-len(i)) + [1]*len(i) for i in ids], device=lmm.device)
     x = torch.tensor([[pad]*(n-len(i)) + i for i in ids], device=lmm.device)
     seen = {} if features is None else dict(mm_encoder_outputs=dict(image=SimpleNamespace(pooler_output=features)))
-    return lmm.model(input_ids=x, attention_mask=mask, position_ids=(mask.cumsum(1)-1).clamp(min=0), use_cache=True, logits_to_keep=1, **seen), mask
+    at = (mask.cumsum(1)-1).clamp(min=0)
+    return lmm.model(input_ids=x, attention_mask=mask, position_ids=at, use_cache=True, logits_to_keep=1, **seen), mask
 
 # %% ../nbs/53_pathmmu.ipynb #fc2050cb
-def _behind(lmm, out, mask, tails): # Log-likelihood of all tokens but the first of `k` tails of each prompt, a (prompts, k, longest-1) tensor
+def _behind(lmm, out, mask, tails): # Log-likelihood of all tokens but the first: (prompts, tails of each, longest-1)
     import torch
     k, n = len(tails[0]), max(len(t) for ts in tails for t in ts)
     rows = [t for ts in tails for t in ts]
@@ -213,7 +228,8 @@ def _behind(lmm, out, mask, tails): # Log-likelihood of all tokens but the first
     out.past_key_values.batch_repeat_interleave(k)
     at = mask.sum(1).repeat_interleave(k)[:,None] + torch.arange(n-1, device=mask.device)
     whole = torch.cat([mask.repeat_interleave(k, 0), real[:,:-1]], 1)
-    z = lmm.model(input_ids=x[:,:-1], attention_mask=whole, position_ids=at, past_key_values=out.past_key_values).logits.float().log_softmax(-1)
+    z = lmm.model(input_ids=x[:,:-1], attention_mask=whole, position_ids=at, past_key_values=out.past_key_values).logits
+    z = z.float().log_softmax(-1)
     return (z.gather(2, x[:,1:,None])[...,0]*real[:,1:]).view(len(tails), k, n-1)
 
 def tail_scores(
@@ -250,6 +266,16 @@ def _by_image(rows, batch): # Row numbers, those of a batch of images together
     groups = list(rows.reset_index(drop=True).groupby("path", sort=False).indices.values())
     return [np.concatenate(groups[i:i+batch]) for i in range(0, len(groups), batch)]
 
+def can_judge(
+    lmm, # `Lmm`
+    blind:bool, # Without images
+):
+    "Refuse a model whose likelihoods cannot be had."
+    kind = lmm.model.config.model_type
+    if lmm.sees and kind != "llava":
+        raise PathgenError(f"{lmm.name}: likelihoods are had from a LLaVA, not from {kind}: put written alone into pathmmu.ways")
+    if not (lmm.sees or blind): raise PathgenError(f"{lmm.name} is a language model without eyes: it can answer blind alone")
+
 def likely(
     lmm, # A LLaVA or a language model, `Lmm`
     rows:pd.DataFrame, # From `shifted`
@@ -258,8 +284,7 @@ def likely(
     desc:str="", # For the progress bar; none without
 )->list: # Of each row its scores, an array; None where the image cannot be read
     "Judge all options of all rows."
-    if lmm.sees and lmm.model.config.model_type != "llava": raise PathgenError(f"{lmm.name}: the likelihood of options can be had from a LLaVA, not from {lmm.model.config.model_type}: use the way written")
-    if not (lmm.sees or blind): raise PathgenError(f"{lmm.name} is a language model without eyes: name it under pathmmu.blind alone")
+    can_judge(lmm, blind)
     out, parts = [None]*len(rows), _by_image(rows, lmm.batch)
     prompt = lambda r: r.question if way == "words" else prompt_of(r.question, r.options)
     tails = lambda r: list(r.options) if way == "words" else list(LETTERS[:len(r.options)])
@@ -268,9 +293,9 @@ def likely(
         seen = {} if blind else _features(lmm, dict.fromkeys(r.path for r in z))
         todo = sorted((len(prompt(r)), n) for n,r in enumerate(z) if blind or r.path in seen)
         for i in range(0, len(todo), lmm.batch):
-            b = [n for _,n in todo[i:i+lmm.batch]]
-            got = tail_scores(lmm, [prompt(z[n]) for n in b], [tails(z[n]) for n in b], None if blind else [seen[z[n].path] for n in b])
-            for n,s in zip(b, got): out[part[n]] = s
+            b = [z[n] for _,n in todo[i:i+lmm.batch]]
+            got = tail_scores(lmm, [prompt(r) for r in b], [tails(r) for r in b], None if blind else [seen[r.path] for r in b])
+            for (_,n),s in zip(todo[i:], got): out[part[n]] = s
     return out
 
 def _features(lmm, paths): # Path to features, of the images that can be read
@@ -292,7 +317,8 @@ Pick the option that the image bears out. Give its letter and nothing else.
 Answer as JSON: {{"answer": "..."}}""", Picked, stage="pathmmu")
 
 def _asked_endpoint(target, rows, images, chat): # Texts, and complaints in place of missing ones
-    told = [dict(question=r.question, options=listed(r.options)) | ({} if images is None else dict(image=images[n])) for n,r in enumerate(rows.itertuples())]
+    told = [dict(question=r.question, options=listed(r.options)) for r in rows.itertuples()]
+    if images is not None: told = [t | dict(image=i) for t,i in zip(told, images)]
     got = ask_many(ANSWER, target, told, **chat)
     return [("", str(a)) if isinstance(a, AnswerError) else (a.value.answer, "") for a in got]
 
@@ -312,7 +338,9 @@ def write_answers(
         if not part: continue
         z, images = rows.iloc[part], None if blind else [seen[rows.path.iloc[i]] for i in part]
         if isinstance(model, str): said = _asked_endpoint(model, z, images, chat)
-        else: said = [(t, "") for t in model.generate([prompt_of(r.question, r.options) for r in z.itertuples()], images, max_tokens)]
+        else:
+            prompts = [prompt_of(r.question, r.options) for r in z.itertuples()]
+            said = [(t, "") for t in model.generate(prompts, images, max_tokens)]
         for i,s in zip(part, said): out[i] = s
     return out
 
@@ -334,7 +362,7 @@ def take_answers(
         took = [None if g is None else (*read_answer(g[0], o), g[0], [], g[1]) for g,o in zip(got, rows.options)]
     else:
         got = likely(model, rows, way, blind, desc)
-        took = [None if s is None else (int(np.argmax(s)), way, LETTERS[int(np.argmax(s))], s.tolist(), "") for s in got]
+        took = [None if s is None else (int(s.argmax()), way, LETTERS[s.argmax()], s.tolist(), "") for s in got]
     took = [t or (-1, "no image", "", [], "the image cannot be read") for t in took]
     out = pd.DataFrame(took, columns=["pick","read","said","scores","complaint"]).assign(id=rows.id, shift=rows["shift"])
     out["pick"] = [(p+s)%len(o) if p >= 0 else -1 for p,s,o in zip(out.pick, out["shift"], rows.options)]
@@ -349,16 +377,19 @@ def judge(
     first = took[took["shift"] == 0].set_index("id")
     right = took.pick == took.id.map(df.set_index("id").right)
     every = right.groupby(took.id).all()
-    out = df.assign(asked=df.id.isin(first.index), pick=df.id.map(first.pick).fillna(-1).astype(int), read=df.id.map(first["read"]).fillna("no image"), said=df.id.map(first.said).fillna(""))
-    return out.assign(hit=(out.asked & (out.pick == out.right) & (out.right >= 0)).astype(float), consistent=df.id.map(every).eq(True).astype(float))
+    of = lambda column, without: df.id.map(first[column]).fillna(without)
+    out = df.assign(asked=df.id.isin(first.index), pick=of("pick", -1).astype(int), said=of("said", ""))
+    out["read"] = of("read", "no image")
+    hit = out.asked & (out.pick == out.right) & (out.right >= 0)
+    return out.assign(hit=hit.astype(float), consistent=df.id.map(every).eq(True).astype(float))
 
 # %% ../nbs/53_pathmmu.ipynb #51ee0eb0
 def random_choice(
     df:pd.DataFrame, # From `read_pathmmu`
 )->pd.DataFrame: # As `judge`, with expected hits
     "What guessing is worth."
-    n = df.options.str.len()
-    return df.assign(asked=True, hit=(df.right >= 0)/n, consistent=(df.right >= 0)/n.astype(float)**n, read="none", said="", pick=-1)
+    n, can = df.options.str.len().astype(float), df.right >= 0
+    return df.assign(asked=True, hit=can/n, consistent=can/n**n, read="none", said="", pick=-1)
 
 def frequent_choice(
     df:pd.DataFrame, # From `read_pathmmu`
@@ -386,23 +417,23 @@ def summary(
     seed:int=0, # Of the resamples
 )->pd.DataFrame: # A row a subset and part: questions, asked, accuracy (of what was asked), low, high, of_all, consistent, unread
     "Accuracy on every subset and part."
-    rows = []
-    for s in [*judged.subset.unique(), "overall"]:
-        for part,splits in PARTS.items():
-            every = judged[judged.split.isin(splits) & ((judged.subset == s) | (s == "overall"))]
-            z = every[every.asked]
-            if len(every): rows.append(dict(subset=s, part=part, questions=len(every), asked=len(z), accuracy=z.hit.mean(), **dict(zip(("low","high"), interval(z.hit, z.image, draws, seed))),
-                of_all=every.hit.mean(), consistent=z.consistent.mean(), unread=(z["read"] == "none").mean()))
-    return pd.DataFrame(rows)
+    def row(s, part, every):
+        z = every[every.asked]
+        low, high = interval(z.hit, z.image, draws, seed)
+        return dict(subset=s, part=part, questions=len(every), asked=len(z), accuracy=z.hit.mean(), low=low, high=high,
+            of_all=every.hit.mean(), consistent=z.consistent.mean(), unread=(z["read"] == "none").mean())
+    return pd.DataFrame([row(*p) for p in in_parts(judged)])
 
 # %% ../nbs/53_pathmmu.ipynb #7fb2b7cc
 def vlmevalkit(
     df:pd.DataFrame, # From `read_pathmmu`
 )->pd.DataFrame: # index, image_path, question, A, B, ..., answer, category, split
     "A benchmark as VLMEvalKit keeps it."
-    out = pd.DataFrame(dict(index=np.arange(len(df)), image_path="images/"+df.image.to_numpy(), question=df.question.to_numpy()))
-    for k in range(df.options.str.len().max()): out[LETTERS[k]] = [o[k] if k < len(o) else None for o in df.options]
-    return out.assign(answer=[LETTERS[r] if r >= 0 else "" for r in df.right], category=df.subset.to_numpy(), split=df.split.to_numpy())
+    out = df.reset_index(drop=True)
+    n, letter = range(out.options.str.len().max()), lambda r: LETTERS[r] if r >= 0 else ""
+    options = {LETTERS[k]:[o[k] if k < len(o) else None for o in out.options] for k in n}
+    return pd.DataFrame(dict(index=out.index, image_path="images/"+out.image, question=out.question) | options
+        | dict(answer=out.right.map(letter), category=out.subset, split=out.split))
 
 def write_vlmevalkit(
     folder, # Where to
@@ -413,7 +444,9 @@ def write_vlmevalkit(
     tsv = lambda z: z.to_csv(sep="\t", index=False, quoting=csv.QUOTE_ALL)
     table = vlmevalkit(df)
     write_text(tsv(table), Path(folder)/"PathMMU.tsv")
-    for name,j in judged.items(): write_text(tsv(table.assign(prediction=j.said.to_numpy(), hit=j.hit.astype(int).to_numpy())[j.asked.to_numpy()]), Path(folder)/f"{name}_PathMMU.tsv")
+    for name,j in judged.items():
+        said = table.assign(prediction=j.said.to_numpy(), hit=j.hit.astype(int).to_numpy())
+        write_text(tsv(said[j.asked.to_numpy()]), Path(folder)/f"{name}_PathMMU.tsv")
 
 # %% ../nbs/53_pathmmu.ipynb #0d072542
 @functools.lru_cache(maxsize=1)
@@ -429,11 +462,13 @@ def models_of(
 )->list: # Dicts: label, name, way, blind
     "Who is asked in which way."
     named = dict(named_model(m, data) for m in models)
-    if bad := [w for w in ways if w not in WAYS] or [b for b in blind if b not in named]:
-        raise PathgenError(f"pathmmu.{'ways' if bad[0] in ways else 'blind'} names {bad[0]}, which is none: choose from {', '.join(WAYS if bad[0] in ways else named)}")
     if not (named and ways): raise PathgenError("pathmmu.models or pathmmu.ways is empty: name at least one of each")
+    for key,given,known in (("ways", ways, WAYS), ("blind", blind, named)):
+        for g in given:
+            if g not in known: raise PathgenError(f"pathmmu.{key} names {g}, which is none: choose from {', '.join(known)}")
     own = lambda name: ["written"] if str(name).startswith("openai:") else ways
-    return [dict(label=l, name=str(n), way=w, blind=b) for l,n in named.items() for w in own(n) for b in (False, True)[:1+(l in blind)]]
+    return [dict(label=l, name=str(n), way=w, blind=b) for l,n in named.items() for w in own(n)
+            for b in ([False, True] if l in blind else [False])]
 
 def ask_one(
     item:dict, # From `models_of`
@@ -462,18 +497,18 @@ def hash_of(
 def plot_subsets(
     table:pd.DataFrame, # Of `run_pathmmu`: who, subset, part, accuracy, low, high
     part:str="all", # Key of `PARTS`
-    chance:str="random choice", # Row whose accuracy is drawn as a line
 ):
-    "Accuracy with its interval, by subset; a dash marks chance."
+    "Accuracy with its interval, by subset; a dash marks the random choice."
     import matplotlib.pyplot as plt
     z = table[table.part == part]
-    names, subsets = [w for w in z.who.unique() if w not in (chance, "frequent choice")], list(z.subset.unique())
+    subsets, wide = list(z.subset.unique()), .8/max(z[z.way != "-"].who.nunique(), 1)
+    of = lambda who: z[z.who == who].set_index("subset").reindex(subsets)
     fig, ax = plt.subplots(figsize=(8.5, 3))
-    for k,who in enumerate(names):
-        t = z[z.who == who].set_index("subset").reindex(subsets)
-        x = np.arange(len(subsets)) + (k-(len(names)-1)/2)*.8/len(names)
-        ax.bar(x, t.accuracy, .76/len(names), yerr=np.abs(t[["low","high"]].sub(t.accuracy, axis=0)).T.to_numpy(), error_kw=dict(lw=.7), label=who)
-    for i,c in enumerate(z[z.who == chance].set_index("subset").reindex(subsets).accuracy): ax.hlines(c, i-.45, i+.45, "k", "--", lw=1)
+    for k,who in enumerate(z[z.way != "-"].who.unique()):
+        t = of(who)
+        ends = np.abs(t[["low","high"]].sub(t.accuracy, axis=0)).T.to_numpy()
+        ax.bar(np.arange(len(t))-.4+(k+.5)*wide, t.accuracy, .95*wide, yerr=ends, error_kw=dict(lw=.7), label=who)
+    ax.hlines(of("random choice").accuracy, np.arange(len(subsets))-.45, np.arange(len(subsets))+.45, "k", "--", lw=1)
     ax.set(xticks=range(len(subsets)), xticklabels=subsets, ylabel=f"accuracy ({part})", ylim=(0,1))
     ax.legend(fontsize=7, ncols=3)
     fig.tight_layout()
@@ -507,58 +542,89 @@ def show_questions(
     import matplotlib.pyplot as plt, textwrap
     one = next(iter(judged.values()))
     z = one[(one.path != "") & (one.split == split)].groupby("subset", sort=False).nth(2).head(n)
-    fig, axs = plt.subplots(1, max(len(z), 1), figsize=(2.6*max(len(z), 1), 4), squeeze=False)
+    fig, axs = plt.subplots(1, max(len(z), 1), figsize=(2.6*max(len(z), 1), 4), dpi=60, squeeze=False)
     for ax,(i,r) in zip(axs[0], z.iterrows()):
-        ax.imshow(np.asarray(open_image(r.path)))
+        ax.imshow(open_image(r.path))
         ax.set_title(f"{r.subset}\n"+textwrap.fill(r.question, 34), fontsize=7)
-        lines = [(f"({LETTERS[k]}) "+textwrap.shorten(o, 40), k == r.right) for k,o in enumerate(r.options)]
-        lines += [(f"{who}: {j.said[i][:24] or '-'} {'✓' if j.hit[i] else '✗'}", False) for who,j in judged.items()]
-        for k,(t,bold) in enumerate(lines): ax.text(0, -.06-.075*k, t, fontsize=6.5, transform=ax.transAxes, va="top", weight="bold" if bold else None)
-        ax.axis("off")
+        lines = [f"{LETTERS[k]}) {textwrap.shorten(o, 40)}" for k,o in enumerate(r.options)]
+        lines += [f"{who}: {j.said[i][:24] or '-'} {'✓' if j.hit[i] else '✗'}" for who,j in judged.items()]
+        for k,l in enumerate(lines):
+            ax.text(0, -.06-.075*k, l, fontsize=6.5, transform=ax.transAxes, va="top", weight="bold" if k == r.right else None)
+    for ax in axs[0]: ax.axis("off")
     fig.subplots_adjust(bottom=.42)
     return fig
 
 # %% ../nbs/53_pathmmu.ipynb #82fd85ea
-CODE = [ask_one, take_answers, likely, tail_scores, _behind, _prefix, _tokens, _front, encode, write_answers, _asked_endpoint, read_answer, by_letter, by_option, prompt_of, shifted]
+CODE = [ask_one, take_answers, likely, tail_scores, _behind, _prefix, _tokens, _front, encode, write_answers,
+        _asked_endpoint, read_answer, by_letter, by_option, prompt_of, listed, shifted]
+
+def answers_of(
+    df:pd.DataFrame, # From `read_pathmmu`
+    items:list, # From `models_of`
+    out, # Folder of the answers
+    device:str, # Where models run
+    chat:dict, # cache, max_requests and retries of an endpoint
+    **kw, # rotations, max_tokens
+)->dict: # Name of the answers -> table, from `take_answers`
+    "Have all models answer, or take what they answered before."
+    if not (df.path != "").any() and not all(i["blind"] for i in items):
+        raise PathgenError(f"{df.attrs['file']}: none of its images lies in the folder images beside it: put them there")
+    there = digest(file_digest(df.attrs["file"]), df.path.map(lambda p: Path(p).name).tolist())
+    keys = each(functools.partial(ask_one, df=df, device=device, chat=chat, **kw), items, out, key_of, params=kw,
+        inputs=lambda i: [there, hash_of(i["name"])], code=CODE, max_failed=0, desc="PathMMU")
+    return {k:read_table(Path(out)/f"{k}.parquet") for k in keys}
+
+def who_is(
+    item:dict, # From `models_of`
+    ways:list, # Keys of `WAYS` that are in use
+)->str: # For tables and figures
+    "A model, and how it was asked where that is not plain."
+    return item["label"] + ", blind"*item["blind"] + (f" ({WAYS[item['way']]})" if len(ways) > 1 else "")
+
+def all_rows(
+    df:pd.DataFrame, # From `read_pathmmu`
+    judged:dict, # Name of the answers -> `judge`
+    items:list, # From `models_of`
+    ways:list, # Keys of `WAYS`
+    **kw, # draws, seed
+)->pd.DataFrame: # who, label, way, blind, and the columns of `summary`
+    "The summaries of all models and of both choices that need none."
+    told = [i | dict(who=who_is(i, ways)) for i in items]
+    rows = [summary(judged[key_of(i)], **kw).assign(**{c:i[c] for c in ("who","label","way","blind")}) for i in told]
+    basic = {"random choice":random_choice(df), "frequent choice":frequent_choice(df)}
+    rows += [summary(j, **kw).assign(who=k, label=k.split()[0], way="-", blind=False) for k,j in basic.items()]
+    return pd.concat(rows, ignore_index=True)
 
 def headline(
-    table:pd.DataFrame, # who, label, way, blind, subset, part and numbers
+    table:pd.DataFrame, # From `all_rows`
     first:str, # Label of the model of the run
-    way:str, # The way of the headline
 )->dict: # Metrics
-    "The numbers that stand for the stage, on all of the test set."
-    z = table[(table.part == "all") & (table.way.isin([way, "-", "written"]))].drop_duplicates(["label","blind","subset"])
-    at = lambda label, blind=False, subset="overall": z[(z.label == label) & (z.blind == blind) & (z.subset == subset)].iloc[0]
-    main = at(first)
-    m = dict(accuracy=main.accuracy, low=main.low, high=main.high, of_all=main.of_all, consistent=main.consistent, unread=main.unread, coverage=main.asked/main.questions, questions=int(main.questions))
-    m |= {l:at(l).accuracy for l in z.label.unique() if l != first} | {f"accuracy_{s}":at(first, subset=s).accuracy for s in z.subset.unique() if s != "overall"}
-    for l in z[z.blind].label.unique(): m["blind" if l == first else f"blind_{l}"] = at(l, True).accuracy
-    for part in ("tiny","val"):
-        t = table[(table.label == first) & ~table.blind & (table.way == main.way) & (table.part == part) & (table.subset == "overall")]
-        if len(t): m[part] = t.accuracy.iloc[0]
-    return m
+    "The numbers that stand for the stage: each model in its first way, on all of the test set."
+    z = table.drop_duplicates(["label","blind","subset","part"]).set_index(["label","blind","subset","part"])
+    at = lambda label, blind=False, subset="overall", part="all": z.loc[(label, blind, subset, part)]
+    main, labels = at(first), table.label.unique()
+    m = {k:main[k] for k in ("accuracy","low","high","of_all","consistent","unread")}
+    m |= dict(coverage=main.asked/main.questions, questions=int(main.questions))
+    m |= {l:at(l).accuracy for l in labels if l != first}
+    m |= {f"accuracy_{s}":at(first, subset=s).accuracy for s in table.subset.unique() if s != "overall" and (first, False, s, "all") in z.index}
+    m |= {"blind" if l == first else f"blind_{l}":at(l, True).accuracy for l in labels if (l, True, "overall", "all") in z.index}
+    return m | {p:at(first, part=p).accuracy for p in ("tiny","val") if (first, False, "overall", p) in z.index}
 
 # %% ../nbs/53_pathmmu.ipynb #9c8335b0
 def run_pathmmu(data, seed, device, max_requests, folder, models, blind, ways, rotations, bootstrap, max_tokens, retries):
-    "The whole stage: questions and models → eval/pathmmu and metrics."
+    "The whole stage: questions and models → eval/pathmmu, eval/pathmmu.parquet and metrics."
     root, device = Path(data), pick_device(device)
     df, items = read_pathmmu(root/folder), models_of(models, blind, ways, data)
-    if not (df.path != "").any() and not all(i["blind"] for i in items): raise PathgenError(f"{df.attrs['file']}: none of its images lies in the folder images beside it: put them there")
-    kw = dict(rotations=rotations, max_tokens=max_tokens)
-    there = digest(file_digest(df.attrs["file"]), df.path.map(lambda p: Path(p).name).tolist())
-    keys = each(functools.partial(ask_one, df=df, device=device, chat=dict(cache=str(root/"chat"), max_requests=max_requests, retries=retries), **kw), items, root/"eval/pathmmu/answers", key_of,
-        params=kw, inputs=lambda i: [there, hash_of(i["name"])], code=CODE, max_failed=0, desc="PathMMU")
-    took = {k:read_table(root/f"eval/pathmmu/answers/{k}.parquet") for k in keys}
+    chat = dict(cache=str(root/"chat"), max_requests=max_requests, retries=retries)
+    took = answers_of(df, items, root/"eval/pathmmu/answers", device, chat, rotations=rotations, max_tokens=max_tokens)
     judged = {k:judge(df, t) for k,t in took.items()}
-    who = {key_of(i):i | dict(who=f"{i['label']}{', blind' if i['blind'] else ''}" + (f" ({WAYS[i['way']]})" if len(ways) > 1 else "")) for i in items}
-    basic = {"random choice":random_choice(df), "frequent choice":frequent_choice(df)}
-    table = pd.concat([summary(j, bootstrap, seed).assign(**{c:who[k][c] for c in ("who","label","way","blind")}) for k,j in judged.items()]
-        + [summary(j, bootstrap, seed).assign(who=k, label=k.split()[0], way="-", blind=False) for k,j in basic.items()], ignore_index=True)
+    table = all_rows(df, judged, items, ways, draws=bootstrap, seed=seed)
     write_table(table, root/"eval/pathmmu.parquet")
     write_vlmevalkit(root/"eval/pathmmu/vlmevalkit", df, judged)
-    m = headline(table, items[0]["label"], items[0]["way"]) | {f"right_by_{k}":int((df.matched == k).sum()) for k in ("exact","text","letter","none")} | dict(repeated=int(df.repeated.sum()))
+    m = headline(table, items[0]["label"]) | dict(repeated=int(df.repeated.sum()))
+    m |= {f"right_by_{k}":int((df.matched == k).sum()) for k in ("exact","text","letter","none")}
     write_metrics("pathmmu", m, data)
-    return dict(df=df, table=table, census=census(df), took=took, judged=judged, who={k:w["who"] for k,w in who.items()}, metrics=m)
+    return dict(df=df, table=table, took=took, judged=judged, who={key_of(i):who_is(i, ways) for i in items}, metrics=m)
 
 # %% ../nbs/53_pathmmu.ipynb #6d65a67f
 def table4(
