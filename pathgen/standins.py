@@ -470,8 +470,8 @@ def sweep(out, # Folder of one set
 TISSUES = tuple(c for c in ARCHITECTURE.values() if c != "fibrous_stroma") # Glands stand on stroma
 GROWTH = ("infiltrating_glands", "cribriform", "solid_growth", "in_situ")
 BESIDES = ("lymphocytes", "necrosis", "mucin", "hemorrhage", "desmoplasia")
-PAIRED = (("enlarged_nuclei", "hyperchromasia"), ("pleomorphism", "lymphocytes"),
-          ("hyperchromasia", "hemorrhage"))
+PAIRED = (("enlarged_nuclei", "hyperchromasia"), ("enlarged_nuclei", "pleomorphism"),
+          ("hyperchromasia", "pleomorphism"))
 FOLLOWS = dict(normal_glands="No neoplasm, the glands keep their order",
     infiltrating_glands="An invasive carcinoma that still forms separate glands",
     cribriform="An invasive carcinoma whose glands have fused",
@@ -557,7 +557,7 @@ def paint_asked(asked, # As `tissue_for` takes it
     "An image that settles some questions"
     look = vary(case.look, rng)
     side = int(np.ceil(224 * rng.uniform(0.55, 0.75) * case.scale / BASE))
-    for _ in range(60):
+    for _ in range(200):
         c, organ, a, truth = tissue_for(asked, rng)
         cv = section([(c, a, np.ones((side, side), bool))], organ, rng)
         if visible(cv, c, truth): return photograph(cv, (224, 224), look), c, truth
