@@ -131,6 +131,12 @@ def test_who_sees_is_right_and_who_does_not_guesses(taught, room):
     assert sees.hit.mean()==1 and sees.consistent.mean()==1 and blind.hit.mean() < .5
     assert len({o[k] for o,k in zip(blind.options, blind.pick)})==1, "without an image it says the same word to the same question"
 
+def test_options_that_speak_of_each_other_keep_their_order(tmp_path):
+    df = read_pathmmu(write_set(tmp_path/"s", q0=dict(options=["A) red", "B) blue", "C) Both A and B", "D) green"], answer="C) Both A and B")))
+    rows = shifted(df)
+    assert (rows.id=="PubMed-test-10").sum()==1 and len(rows)==4*43+1
+    assert census(df).set_index(["subset","part"]).loc[("PubMed","all"), "bound"]==1
+
 def test_a_model_that_goes_by_position_is_not_consistent(room):
     df = read_pathmmu(room)
     took = shifted(df)[["id","shift"]].assign(read="letter", said="A", complaint="")
