@@ -259,7 +259,7 @@ def tail_scores(
     return [s[:len(t)]/[len(i) for i in t] for s,(_,t) in zip(sums, told)]
 
 # %% ../nbs/53_pathmmu.ipynb #dd9001d0
-WAYS = dict(letters="likelihood of the letter", words="likelihood of the option's words", written="written answer")
+WAYS = ("letters", "words", "written") # Likelihood of the letter or of the option's words, or a written answer
 
 def open_image(
     path, # An image file
@@ -273,6 +273,7 @@ def _by_image(rows, batch): # Row numbers, those of a batch of images together
     groups = list(rows.reset_index(drop=True).groupby("path", sort=False).indices.values())
     return [np.concatenate(groups[i:i+batch]) for i in range(0, len(groups), batch)]
 
+# %% ../nbs/53_pathmmu.ipynb #dea96de9
 def can_judge(
     lmm, # `Lmm`
     blind:bool, # Without images
@@ -355,7 +356,7 @@ def write_answers(
 def take_answers(
     model, # `Lmm`, or the name of an endpoint
     df:pd.DataFrame, # From `read_pathmmu`
-    way:str="letters", # Key of `WAYS`
+    way:str="letters", # One of `WAYS`
     blind:bool=False, # Without images
     rotations:bool=True, # Under all shifts
     max_tokens:int=32, # Of a written answer of a local model
@@ -464,7 +465,7 @@ def _loaded(name, device):
 def models_of(
     models:list, # LABEL=NAME
     blind:list, # Labels to ask without images
-    ways:list, # Keys of `WAYS`
+    ways:list, # Of `WAYS`
     data, # Root of everything produced
 )->list: # Dicts: label, name, way, blind
     "Who is asked in which way."
@@ -521,6 +522,7 @@ def plot_subsets(
     fig.tight_layout()
     return fig
 
+# %% ../nbs/53_pathmmu.ipynb #04fbed5d
 def plot_shifts(
     took:dict, # Who -> answers from `take_answers`
     df:pd.DataFrame, # From `read_pathmmu`
@@ -540,6 +542,7 @@ def plot_shifts(
     fig.tight_layout()
     return fig
 
+# %% ../nbs/53_pathmmu.ipynb #7c7bcaef
 def show_questions(
     judged:dict, # Who -> `judge`
     n:int=5, # Questions, one a subset as far as it goes
@@ -548,7 +551,8 @@ def show_questions(
     "Questions with their image, the right option in bold type, and what was answered."
     import matplotlib.pyplot as plt, textwrap
     one = next(iter(judged.values()))
-    z = one[(one.path != "") & (one.split == split)].groupby("subset", sort=False).nth(2).head(n)
+    z = one[(one.path != "") & (one.split == split)]
+    z = pd.concat([g.iloc[[(2+3*i)%len(g)]] for i,(_,g) in enumerate(z.groupby("subset", sort=False))][:n])
     fig, axs = plt.subplots(1, max(len(z), 1), figsize=(2.6*max(len(z), 1), 4), dpi=60, squeeze=False)
     for ax,(i,r) in zip(axs[0], z.iterrows()):
         ax.imshow(open_image(r.path))
@@ -581,18 +585,19 @@ def answers_of(
         inputs=lambda i: [there, hash_of(i["name"])], code=CODE, max_failed=0, desc="PathMMU")
     return {k:read_table(Path(out)/f"{k}.parquet") for k in keys}
 
+# %% ../nbs/53_pathmmu.ipynb #8e38b602
 def who_is(
     item:dict, # From `models_of`
-    ways:list, # Keys of `WAYS` that are in use
+    ways:list, # Those of `WAYS` that are in use
 )->str: # For tables and figures
     "A model, and how it was asked where that is not plain."
-    return item["label"] + ", blind"*item["blind"] + (f" ({WAYS[item['way']]})" if len(ways) > 1 else "")
+    return item["label"] + ", blind"*item["blind"] + (f" ({item['way']})" if len(ways) > 1 else "")
 
 def all_rows(
     df:pd.DataFrame, # From `read_pathmmu`
     judged:dict, # Name of the answers -> `judge`
     items:list, # From `models_of`
-    ways:list, # Keys of `WAYS`
+    ways:list, # Of `WAYS`
     **kw, # draws, seed
 )->pd.DataFrame: # who, label, way, blind, and the columns of `summary`
     "The summaries of all models and of both choices that need none."
@@ -602,6 +607,7 @@ def all_rows(
     rows += [summary(j, **kw).assign(who=k, label=k.split()[0], way="-", blind=False) for k,j in basic.items()]
     return pd.concat(rows, ignore_index=True)
 
+# %% ../nbs/53_pathmmu.ipynb #c9004635
 def headline(
     table:pd.DataFrame, # From `all_rows`
     first:str, # Label of the model of the run
@@ -614,6 +620,8 @@ def headline(
     m |= dict(coverage=main.asked/main.questions, questions=int(main.questions))
     m |= {l:at(l).accuracy for l in labels if l != first}
     m |= {f"accuracy_{s}":at(first, subset=s).accuracy for s in table.subset.unique() if s != "overall" and (first, False, s, "all") in z.index}
+    more = table[(table.label == first) & ~table.blind & (table.subset == "overall") & (table.part == "all")]
+    m |= {f"{k}_{r.way}":getattr(r, k) for r in more.itertuples() for k in ("accuracy","consistent")}
     m |= {"blind" if l == first else f"blind_{l}":at(l, True).accuracy for l in labels if (l, True, "overall", "all") in z.index}
     return m | {p:at(first, part=p).accuracy for p in ("tiny","val") if (first, False, "overall", p) in z.index}
 

@@ -590,6 +590,7 @@ STEMS = dict(
     PathCLS=dict(classes=("Which class does this patch belong to?",
                           "How is this patch best classified?")))
 
+# %% ../nbs/15_standins.ipynb #1d3b49de
 def place(n, # Number of the question
           options # How many there are
          ) -> int: # Number of the right one
@@ -614,6 +615,7 @@ def sheet(subset, # Key of `STEMS`
     return im, c, [dict(question=_pick(STEMS[subset][kind], rng), options=[s[0] for s in d], right=r)
                    for kind, d, r in zip(kinds, drawn, right)]
 
+# %% ../nbs/15_standins.ipynb #9044ed50
 def _sheet_of_classes(first, k, case, rng):
     name = _pick(PATHCLS, rng)
     folder = "lc25000" if name.startswith("lc_") else name
@@ -664,6 +666,7 @@ def paint_sheets(item, # subset, split, first, last image, n questions in all, s
             rows.append(dict(subset=item["subset"], split=item["split"], img=img, label=label) | q)
     write_table(pd.DataFrame([r for r in rows if r["No"] < item["n"]]), path)
 
+# %% ../nbs/15_standins.ipynb #027bb78d
 def sheets(n, # Split -> questions of each subset
            seed # Seed of the run
           ) -> list: # Items for `paint_sheets`

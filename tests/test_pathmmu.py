@@ -197,7 +197,7 @@ def test_the_whole_stage(root):
     r = run_pathmmu(str(root), **RUN | dict(models=["llava", "no_instruct=llava"]))
     m = read_json(root/"metrics/pathmmu.json")
     assert m["accuracy"]==1 and m["no_instruct"]==1 and m["blind"] < .5 and m["random"]==.25 and m["of_all"]==round(35/36, 4) and m["coverage"]==round(35/36, 4)
-    assert {"consistent","unread","tiny","val","frequent","accuracy_PubMed","low","high","questions","right_by_exact","repeated"} <= set(m)
+    assert {"consistent","unread","tiny","val","frequent","accuracy_PubMed","low","high","questions","right_by_exact","repeated","accuracy_letters","consistent_words"} <= set(m)
     assert (r["table"].low <= r["table"].accuracy+1e-9).all()
     kit = pd.read_csv(root/"eval/pathmmu/vlmevalkit/llava.words_PathMMU.tsv", sep="\t")
     assert list(kit)==["index","image_path","question","A","B","C","D","answer","category","split","prediction","hit"]
