@@ -7,10 +7,10 @@ from pathgen import standins
 from pathgen.core import PathgenError
 from pathgen.paint import MALIGNANT
 from pathgen.sets import read_set
-from pathgen.standins import RECIPES, draw_case, paint_image, paint_numbered, run_standins
+from pathgen.standins import RECIPES, STEMS, draw_case, paint_image, paint_numbered, run_standins, sheet, sheets
 
 ALL = list(RECIPES)
-FEW = dict(seed=5, workers=1, max_failed=0.0, sets=ALL, train=5, val=2, test=2)
+FEW = dict(seed=5, workers=1, max_failed=0.0, sets=ALL, train=5, val=2, test=2, questions_val=0, questions_tiny=0, questions_test=0)
 LAYOUT = dict(
     lc25000=["clusters.csv", "colon_image_sets/colon_aca/colonca1.jpeg", "colon_image_sets/colon_n/colonn1.jpeg",
              "lung_image_sets/lung_aca/lungaca9.jpeg", "lung_image_sets/lung_n/lungn1.jpeg", "lung_image_sets/lung_scc/lungscc1.jpeg"],
@@ -143,10 +143,10 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(painted, tmp_path):
     code = f"from pathgen.standins import run_standins; run_standins({str(tmp_path)!r}, **{SOME!r})"
     p = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     done, end = tmp_path/"standins/.done/batches", time.time()+120
-    while not list(done.glob("*.json")) and time.time() < end: time.sleep(.02)
+    while not list(done.glob("[!.]*.json")) and time.time() < end: time.sleep(.02)
     os.killpg(p.pid, signal.SIGKILL)
     p.wait()
-    kept = {f: f.stat().st_mtime_ns for f in done.glob("*.json")}
+    kept = {f: f.stat().st_mtime_ns for f in done.glob("[!.]*.json")}
     assert 0 < len(kept) < 6, "killed in the middle"
     run_standins(str(tmp_path), **SOME)
     assert kept=={f: f.stat().st_mtime_ns for f in kept}, "what was done is not done again"
@@ -169,3 +169,77 @@ def test_the_loaders_of_the_real_sets_read_them(painted, name):
     known = df[df.group!=""]
     assert (known.groupby("group").split.nunique()==1).all()
     assert len(df)==9*len(df.attrs["classes"]) and (len(known)==len(df)) == (name not in ("crc100k", "bach"))
+
+QUIZ = dict(FEW, sets=["osteo"], train=1, val=1, test=1, questions_val=2, questions_tiny=3, questions_test=7)
+
+@pytest.fixture(scope="module")
+def quiz(tmp_path_factory):
+    root = tmp_path_factory.mktemp("quiz")
+    run_standins(str(root), **QUIZ)
+    return root/"standins/pathmmu"
+
+def test_pathmmu_has_the_published_form(quiz):
+    d = json.loads((quiz/"data.json").read_text())
+    assert list(d)==["PubMed", "SocialPath", "EduContent", "Atlas", "PathCLS"] and all(list(z)==["val", "test_tiny", "test"] for z in d.values())
+    assert all([len(z[p]) for p in z]==[2, 3, 7] for z in d.values())
+    for q in (q for z in d.values() for part in z.values() for q in part):
+        assert list(q)==["No", "img", "question", "options", "answer", "explanation"] and len(q["img"])==68
+        assert [o[:3] for o in q["options"]]==[f"{l}) " for l in "ABCDEFGH"[:len(q["options"])]] and len(set(o[3:] for o in q["options"]))==len(q["options"])
+        assert q["answer"] in q["options"] + [o[0] for o in q["options"]] and "H&E" not in q["answer"]
+        assert hashlib.sha256((quiz/"images"/q["img"]).read_bytes()).hexdigest()==q["img"][:-4]
+    assert "Painted, not tissue" in json.loads((quiz/"standin.json").read_text())["note"]
+
+def test_there_are_more_questions_than_images_and_no_image_is_in_two_parts(quiz):
+    d = json.loads((quiz/"data.json").read_text())
+    images = {p: {q["img"] for z in d.values() for q in z[p]} for p in ("val", "test_tiny", "test")}
+    assert not images["val"] & images["test"] and not images["test_tiny"] & images["test"] and len(images["test"])==5*6 < 5*7
+    assert {p.name for p in (quiz/"images").iterdir()}==set().union(*images.values())
+
+def test_quirks_of_the_published_file_are_there():
+    from pathgen.standins import published
+    q = dict(question="Which?", options=["w", "x", "y", "z"], right=1)
+    rows = [published(q, n, True) for n in range(60)]
+    assert sum(len(r["options"])==3 for r in rows)==5 and sum(r["answer"]=="B" for r in rows)==5 and all(r["answer"][0] in "AB" for r in rows)
+    assert all(r["options"]["ABCD".index(r["answer"][0])].endswith("x") for r in rows)
+
+def blindfold(monkeypatch): monkeypatch.setattr(standins, "paint_asked", lambda *a: (np.zeros((8, 8, 3), np.uint8), "", {}))
+
+def test_no_statement_and_no_letter_is_right_more_often_than_others(monkeypatch):
+    blindfold(monkeypatch)
+    asked = [(q["options"], q["right"]) for s in list(STEMS)[:4] for k in range(450) for q in sheet(s, "test", k, 1)[2]]
+    assert np.ptp(np.bincount([r for _, r in asked])) <= 4, "letters"
+    offered, right = {}, {}
+    for options, r in asked:
+        for n, o in enumerate(options):
+            key = next((w for w in (" without ", " together ", "Neither") if w in o), o)
+            offered[key] = offered.get(key, 0)+1
+            right[key] = right.get(key, 0)+(n==r)
+    for key, n in offered.items():
+        p = right[key]/n
+        assert abs(p-.25) < 4*(.25*.75/n)**.5, f"{key} is right in {p:.2f} of {n}"
+
+def test_the_letter_does_not_go_with_the_kind_of_question(monkeypatch):
+    blindfold(monkeypatch)
+    seen = {}
+    for k in range(96):
+        for q in sheet("Atlas", "test", k, 1)[2]: seen.setdefault(q["question"], []).append(q["right"])
+    assert all(max(np.bincount(r, minlength=4)) < .55*len(r) for r in seen.values() if len(r) > 15)
+
+def test_what_is_right_is_what_was_painted():
+    from pathgen.findings import claims
+    from pathgen.standins import borne_out, statements, tissue_for
+    rng = np.random.default_rng(4)
+    for kind in ("tissue", "growth", "besides", "pair")*8:
+        drawn, right = statements(kind, rng), int(rng.integers(4))
+        *_, truth = tissue_for([([c for _, c in drawn], right)], rng)
+        assert [borne_out([c for _, c in drawn], k, truth) for k in range(4)]==[k==right for k in range(4)]
+        for text, what in drawn: assert {k: v for k, v in claims(text).items() if k in what}==what, text
+
+def test_more_questions_leave_the_first_as_they_are():
+    few, many = (sheets(dict(val=n), 0) for n in (12, 48))
+    assert few[0]["last"]==9 and many[0]["last"]==15 and sum(i["last"]-i["first"] for i in many)==5*36
+    a, b = (sheet("PathCLS", "val", 4, 0) for _ in range(2))
+    assert np.array_equal(a[0], b[0]) and a[2]==b[2]
+    assert not np.array_equal(a[0], sheet("PathCLS", "val", 4, 1)[0])
+
+def test_no_questions_no_folder(painted): assert not list((painted[0]/"pathmmu").rglob("*"))
