@@ -6,6 +6,7 @@ from conftest import ROOT
 from test_endpoint import server, text
 from pathgen import lmm as L, pathmmu
 from pathgen.clip import build_clip
+from pathgen.chat import put_choice
 from pathgen.core import PathgenError, read_json
 from pathgen.pathmmu import *
 
@@ -36,7 +37,7 @@ def room(tmp_path): return write_set(tmp_path/"set")
 def taught(tmp_path_factory):
     "A LLaVA that knows the colours: it says the word to the bare question."
     d = tmp_path_factory.mktemp("taught")
-    tok = L.make_tokenizer([prompt_of(QUESTION, [*COLOURS, "none of these"]), "A B C D"]*3)
+    tok = L.make_tokenizer([put_choice(QUESTION, [*COLOURS, "none of these"]), "A B C D"]*3)
     llm = L.build_llm(tok, 1, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
     m = L.build_lmm(build_clip(seed=2, device="cpu"), llm, tok)
     seen = np.stack([np.full((112,112,3), c, np.uint8) for c in COLOURS.values()])
@@ -225,7 +226,7 @@ def test_no_image_at_all_is_said(root):
     with pytest.raises(PathgenError, match="none of its images lies in the folder images beside it"): run_pathmmu(str(root), **RUN)
 
 def test_a_model_without_eyes_answers_blind_alone(tmp_path):
-    tok = L.make_tokenizer([prompt_of(QUESTION, [*COLOURS])]*3)
+    tok = L.make_tokenizer([put_choice(QUESTION, [*COLOURS])]*3)
     m = L.Lmm(L.build_llm(tok, 1, hidden_size=64, intermediate_size=128, num_attention_heads=2).eval(), tok, "deaf", "-")
     df = read_pathmmu(write_set(tmp_path/"s"))
     assert judge(df, take_answers(m, df, "letters", blind=True)).asked.all()
