@@ -10,8 +10,8 @@ __all__ = ['CLASSES', 'LLAVAS', 'GOALS', 'take_turns', 'times_faster', 'grid', '
            'time_reading', 'scattered', 'time_processes', 'read_part', 'time_slow_storage', 'reduction_cosine',
            'time_embedding', 'timeline', 'show_timeline', 'encoder_rate', 'matrix_peak', 'large_slide', 'fill_ellipse',
            'apart', 'tile_large', 'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection', 'train_open_clip',
-           'time_training', 'training_rate', 'time_probes', 'time_answers', 'random_llava', 'answer_rate',
-           'start_and_run', 'time_large', 'speed_numbers', 'goals_met', 'run_speed']
+           'time_training', 'training_rate', 'time_probes', 'time_heads', 'time_questions', 'time_answers',
+           'random_llava', 'answer_rate', 'start_and_run', 'time_large', 'speed_numbers', 'goals_met', 'run_speed']
 
 # %% ../nbs/80_speed.ipynb #a291a2d3
 import functools, time
@@ -480,6 +480,35 @@ def time_probes(
     one = next(o for o in t if "ratio" in o)
     return dict(few_shot_seconds=sum(o["seconds"] for o in t), few_shot_vs_plain=one["ratio"], few_shot_difference=one["difference"])
 
+# %% ../nbs/80_speed.ipynb #d2783690
+def time_heads(
+    **kw, # bags, n, dim, epochs, lrs, seeds, measured, rounds, hidden, gate of `mil.time_grid`
+)->dict: # mil_grid_seconds, mil_vs_plain
+    "Seconds for a grid of heads on bags, and how much faster that is than one run after the other."
+    from pathgen.mil import time_grid
+    t = time_grid(products="bf16", **kw)
+    return dict(mil_grid_seconds=t["seconds"], mil_vs_plain=t["ratio"])
+
+# %% ../nbs/80_speed.ipynb #4f24f8a8
+def time_questions(
+    agent:str, # Folder of a LLaVA
+    patches, # Paths of images
+    rounds:int=3, # Counted rounds
+    device:str="cpu", # cpu, cuda
+)->pd.DataFrame: # Seconds; attrs: questions
+    "Multiple-choice questions under four rotations, as `pathmmu` judges them and option by option."
+    from pathgen.chat import LETTERS, put_choice
+    from pathgen.clip import load_images
+    from pathgen.lmm import likelihood, load_lmm
+    from pathgen.pathmmu import likely, shifted
+    m, options = load_lmm(agent, device), ["fused glands", "solid sheets of cells", "mature adipocytes", "fibrous stroma"]
+    df = pd.DataFrame([dict(id=str(p), question="What is seen?", options=options, right=0, path=str(p)) for p in patches])
+    rows, ims = shifted(df), load_images(patches, m.px)
+    of = [dict(prompt=put_choice(r.question, r.options), answer=l, image=k//len(options)) for k,r in enumerate(rows.itertuples()) for l in LETTERS[:len(options)]]
+    t = take_turns({"pathgen":lambda: likely(m, rows), "option by option":lambda: likelihood(m, of, ims)}, rounds)
+    t.attrs["questions"] = len(rows)
+    return t
+
 # %% ../nbs/80_speed.ipynb #acb7f96e
 def time_answers(
     agent:str, # Folder of a describe agent
@@ -580,7 +609,7 @@ def speed_numbers(
     vs = dict(openslide="OpenSlide", tiffslide="tiffslide", cucim="cuCIM", turbo="libjpeg-turbo", every_pixel="pathgen, every pixel")
     m = {f"vs_{k}":ratio("reading", n) for k,n in vs.items()} | {f"scattered_vs_{k}":ratio("scattered", vs[k]) for k in ("openslide","cucim")}
     m |= {f"slow_storage_{k}_threads":v for k,v in t["slow"].items()} | t["large"]
-    m |= t["probes"] | {f"{k}_{a}".replace("-","_"):v for a,r in t["encoders"].items() for k,v in r.items()}
+    m |= t["probes"] | t["heads"] | {f"{k}_{a}".replace("-","_"):v for a,r in t["encoders"].items() for k,v in r.items()}
     m |= {f"startup_{s}":v for s,v in t["stages"].startup.items()} | {f"seconds_{s}":v for s,v in t["stages"].run.items()}
     like = times_faster(t["reading"], "pathgen, every pixel", "libjpeg-turbo") if "libjpeg-turbo" in t["reading"] else None
     return m | dict(every_pixel_vs_turbo=like, processes_vs_openslide=ratio("processes", "OpenSlide"), patches_a_second=t["reading"].attrs["patches"]/t["reading"].pathgen.median(),
@@ -588,10 +617,11 @@ def speed_numbers(
         select_seconds=t["selection"].pathgen.median(), select_vs_sklearn=ratio("selection", "scikit-learn"),
         train_vs_open_clip=ratio("training", "open_clip"), train_loading=t["training"].loading.median()/t["training"].pathgen.median(),
         trained_a_second=1/t["training"].pathgen.median(), answers_vs_single=ratio("answers", "single"), answers_a_second=t["answers"].attrs["answers"]/t["answers"].pathgen.median(),
+        questions_vs_options=ratio("questions", "option by option"), questions_a_second=t["questions"].attrs["questions"]/t["questions"].pathgen.median(),
         startup_slowest=t["stages"].startup.max())
 
 GOALS = dict(vs_openslide=(4, 1), vs_cucim=(1, 1), every_pixel_vs_turbo=(.85, 1), embed_vs_encoding=(.8, 1), select_vs_sklearn=(4, 1), answers_vs_single=(8, 1),
-    train_vs_open_clip=(.95, 1), train_loading=(.05, -1), few_shot_seconds=(60, -1),
+    train_vs_open_clip=(.95, 1), train_loading=(.05, -1), few_shot_seconds=(60, -1), mil_grid_seconds=(300, -1),
     select_seconds=(1.5, -1), large_tile_gb=(2, -1), large_embed_gb=(2, -1), startup_slowest=(4, -1)) # Goal; 1 at least, -1 at most
 
 def goals_met(
@@ -616,7 +646,8 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
         embedding=time_embedding(path, model, px, patches, threads, rounds, device), timeline=timeline(path, clip, px, coords, 32, threads),
         selection=time_selection(select_patches, select_dim, rounds), encoders={a:encoder_rate(a, device) | training_rate(a, device) for a in archs} | {f"llava_{n}":answer_rate(n, device) for n in llavas}, large={},
         training=time_training(sorted(need(Path(data)/"init/shards").glob("train-*.tar"))[:train_shards], 64, rounds, threads, pick_device(device)),
-        probes=time_probes(), answers=time_answers(str(need(Path(data)/"models/describe")), sorted(need(Path(data)/"patches").glob("*/*.jpg"))[:32], rounds, pick_device(device)))
+        probes=time_probes(), heads=time_heads(), **{k:f(str(need(Path(data)/"models"/m)), sorted(need(Path(data)/"patches").glob("*/*.jpg"))[:32], rounds, pick_device(device))
+            for k,f,m in (("answers",time_answers,"describe"), ("questions",time_questions,"llava"))})
     if large_px:
         with tempfile.TemporaryDirectory() as d: t["large"] = time_large(d, path, *large_px, px, model, device, threads)
     write_metrics("speed", speed_numbers(t), data)
