@@ -1,0 +1,91 @@
+"PathGen-LLaVA: it learns to answer, its folder opens anywhere, a server serves it, and an answer rests on the image."
+import json, os, shutil, signal, socket, subprocess, sys
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+from test_endpoint import wait_until_served
+from pathgen.chat import data_url, put_choice
+from pathgen.clip import build_clip, save_clip
+from pathgen.core import PathgenError, read_json, write_table
+from pathgen.llava import evidence, letters_right, read_conversations, run_llava
+from pathgen.lmm import load_lmm
+
+KINDS = {"Mature adipocytes.":(240,230,240), "Fused glands.":(150,60,150)}
+
+def talk(k, *turns): return dict(id=f"t{k}", image=f"patches/{k}.png", conversations=[{"from":w, "value":v} for t in turns for w,v in zip(("human","gpt"), t)])
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    "Eight captioned squares, and conversations on eight others."
+    d = tmp_path_factory.mktemp("llava")/"data"
+    for f in ("init","patches","instruct"): (d/f).mkdir(parents=True)
+    for f in ("init","patches"):
+        for k in range(8): Image.new("RGB", (120,120), tuple(np.array([*KINDS.values()][k%2])+k)).save(d/f/f"{k}.png")
+    said = [[*KINDS][k%2] for k in range(8)]
+    write_table(pd.DataFrame(dict(pair_id=[f"p{k}" for k in range(8)], image=[f"init/{k}.png" for k in range(8)], caption=said, source=["pathcap","quilt"]*4, split="train")), d/"init/pairs.parquet")
+    asked = [talk(k, ("<image>\nWhat is seen?", said[k]), ("Is there fat?", "Yes, there is." if k%2 == 0 else "No, there is none.")) for k in range(6)]*8
+    held = [talk(k, ("<image>\n" + put_choice("What is seen?", list(KINDS)), "AB"[k%2])) for k in (6,7)]
+    for s,rows in dict(train=asked, val=held).items(): (d/f"instruct/llava-{s}.json").write_text(json.dumps(rows))
+    save_clip(build_clip(seed=2, device="cpu"), d/"models/clip")
+    return d
+
+def run(root, **kw):
+    how = dict(data=str(root), seed=0, device="cpu", name="llava", clip="clip", start=None, instruct=["instruct/llava-train.json"], val="instruct/llava-val.json", captions_shown=8,
+               image_px=None, align_epochs=4.0, align_lr=1e-3, epochs=10.0, lr=2e-3, batch=8, accumulate=1, checkpointing=False)
+    return run_llava(**how | kw)
+
+@pytest.fixture(scope="module")
+def ran(root): return run(root)
+
+def test_it_answers_from_the_image_and_keeps_its_numbers(root, ran):
+    ims = [np.asarray(Image.open(root/f"patches/{k}.png")) for k in (6,7)]
+    assert ran["model"].generate(["What is seen?"]*2, ims, 12) == list(KINDS)
+    m = read_json(root/"metrics/llava.json")
+    assert m == ran["metrics"] and (m["captions"], m["conversations"], m["turns"], m["questions"]) == (8, 48, 96, 2)
+    assert [len(l) for l in ran["losses"]] == [4, 60]
+
+def test_nothing_is_trained_twice_and_the_state_between_the_stages_is_kept(root, ran):
+    before = {p:p.stat().st_mtime_ns for p in (root/"models/llava").rglob("*.safetensors")}
+    assert len(before) == 2 and run(root)["model"].hash == ran["model"].hash
+    assert {p:p.stat().st_mtime_ns for p in before} == before
+    assert load_lmm(root/"models/llava/aligned", "cpu").hash != ran["model"].hash
+
+def test_a_blind_one_reads_the_same_questions(root):
+    r = run(root, name="llava_blind", clip=None)
+    assert not r["model"].sees and r["metrics"]["captions"] == 0 and "val_loss_other_image" not in r["metrics"]
+    assert len(r["quiz"]) == 2
+
+def test_an_answer_rests_on_what_it_names(ran):
+    half = np.full((112,112,3), [*KINDS.values()][0], np.uint8); half[:,56:] = [*KINDS.values()][1]
+    e = [evidence(ran["model"], half, "What is seen?", a, 2).sum(0) for a in KINDS]
+    assert e[0][0]-e[0][1] > e[1][0]-e[1][1], "fat lies on the left, glands on the right"
+
+def test_what_is_missing_is_named(root, tmp_path):
+    with pytest.raises(PathgenError, match="clip_9 is missing: run `pathgen run clip_9` first"): run(root, clip="clip_9")
+    with pytest.raises(PathgenError, match="llava-none.json"): run(root, val="instruct/llava-none.json")
+    with pytest.raises(PathgenError, match="do not fill a batch of 64"): run(root, name="other", batch=64)
+
+def test_letters_count_where_a_letter_is_the_answer(ran, root):
+    rows = read_conversations(root/"instruct/llava-train.json", root)
+    assert letters_right(ran["model"], rows, root).empty, "an answer that begins with A is no letter"
+
+def test_transformers_serve_serves_it(root, ran, tmp_path, monkeypatch):
+    from openai import OpenAI
+    hub = tmp_path/"hub/models--pathgen--llava"
+    (hub/"refs").mkdir(parents=True); (hub/"refs/main").write_text("0"*40)
+    shutil.copytree(root/"models/llava", hub/"snapshots"/("0"*40), ignore=shutil.ignore_patterns("aligned"))
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    env = os.environ | dict(HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path/"hub"), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    command = [Path(sys.executable).parent/"transformers", "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with open(tmp_path/"log", "w") as log: p = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        assert wait_until_served(url, p, tmp_path/"log") == ["pathgen/llava"]
+        client = OpenAI(api_key="none", base_url=url)
+        for k,want in zip((6,7), KINDS):
+            im = np.asarray(Image.open(root/f"patches/{k}.png").resize((112,112)))
+            say = [dict(role="user", content=[dict(type="image_url", image_url=dict(url=data_url(im))), dict(type="text", text="What is seen?")])]
+            said = client.chat.completions.create(model="pathgen/llava", messages=say, max_tokens=12, temperature=0).choices[0].message.content
+            assert said.strip() == want
+    finally:
+        os.killpg(p.pid, signal.SIGKILL); p.wait()
