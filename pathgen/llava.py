@@ -12,7 +12,7 @@ __all__ = ['REQUESTS', 'captions', 'read_conversations', 'train_llava', 'first_l
 import re
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import PathgenError, need, one_line, pick_device, read_json, read_table, rng, write_metrics
+from .core import PathgenError, need, pick_device, read_json, read_table, rng, write_metrics
 
 # %% ../nbs/42_llava.ipynb #95be10f2
 REQUESTS = ("Describe this image.", "What does this image show?", "Give a short caption of this patch.", "Sum up what is seen here.",
@@ -194,5 +194,4 @@ def run_llava(data, seed, device, name, clip, start, instruct, val, captions_sho
     m = dict(captions=len(align), conversations=len(lessons), turns=turns, loss=float(np.mean(losses[-1][-20:])), questions=len(quiz))
     if len(quiz): m["letters_right"] = float(quiz.right.mean())
     m |= surprise(model, held_out, data)
-    write_metrics(name, m, data)
-    return dict(model=model, losses=losses, quiz=quiz, metrics=m)
+    return dict(model=model, losses=losses, quiz=quiz, metrics=write_metrics(name, m, data))
