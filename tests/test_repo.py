@@ -1,5 +1,5 @@
 "The repository is in step with itself: notebooks, modules, README, site, requirements."
-import json, re, subprocess, sys, tomllib
+import ast, builtins, importlib, json, re, subprocess, sys, tomllib
 import pytest
 from conftest import ROOT, copy_tree, sh, tracked
 
@@ -52,6 +52,20 @@ def test_exported_cells_are_small(nb):
 def test_first_cells_title_the_page(nb):
     md = next(source(c) for c in cells(nb) if c['cell_type']=='markdown')
     assert re.match(r'# .+\n\n> .+', md)
+
+@pytest.mark.parametrize('nb', NBS, ids=lambda p: p.stem)
+def test_what_a_run_executes_knows_its_names(nb):
+    "A run passes over all cells but the parameters and those marked `#| run`: these must import what they use."
+    runs = [source(c) for c in cells(nb) if c['cell_type']=='code' and ('parameters' in c['metadata'].get('tags', []) or re.match(r'#\| *run\b', source(c)))]
+    tree = ast.parse('\n'.join(re.sub(r'^[%!].*', '', r, flags=re.M) for r in runs))
+    known = {*dir(builtins), 'display'}
+    for n in ast.walk(tree):
+        if isinstance(n, ast.ImportFrom) and n.names[0].name == '*': known |= set(importlib.import_module(n.module).__all__)
+        elif isinstance(n, (ast.Import, ast.ImportFrom)): known |= {(a.asname or a.name).split('.')[0] for a in n.names}
+        elif isinstance(n, (ast.FunctionDef, ast.ClassDef)): known.add(n.name)
+        elif isinstance(n, ast.arg): known.add(n.arg)
+        elif isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load): known.add(n.id)
+    assert not {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - known
 
 def test_numbers_of_notebooks_are_unique():
     numbers = [p.stem.partition('_')[0] for p in NBS if p.stem!='index']
