@@ -107,7 +107,7 @@ MADE_BY = {"slides.parquet": "slides", "report_files.parquet": "slides", "report
     "attributes.parquet": "attributes", "pairs.parquet": "init", "clip_init": "clip_init", "tiles": "tile",
     "features": "embed", "patches.parquet": "select", "patches": "select", "descriptions.parquet": "describe",
     "revisions.parquet": "revise", "captions.parquet": "summarize", "index.parquet": "pairs", "phantom": "phantom",
-    "standins": "standins"}
+    "standins": "standins", "standin_slides": "standin_slides", "llava-train.json": "instruct", "llava-val.json": "instruct"}
 
 NEEDED = {"slides.parquet": ["slide_id","path","mpp","mpp_from","status"],
     "report_files.parquet": ["report_id","patient_id","path"], "reports.parquet": ["report_id","part","text"],
