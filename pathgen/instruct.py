@@ -241,12 +241,17 @@ WHY = ("The field shows {x}, which none of the other options names.",
     "What can be seen is {x}, and this singles out the answer.",
     "The tissue presents with {x}, unlike what the other options claim.")
 
+def _capital(text): return text[:1].upper()+text[1:]
+
 def form_of(
     concept:str, # Id in the lexicon
     n:int, # Words wanted
+    g, # NumPy generator
 )->str:
-    "The wording of a finding, and of no other, whose length comes nearest."
-    return min(forms(concept), key=lambda p: abs(len(p.split())-n))
+    "A wording of a finding, and of no other, of about that length."
+    off = [abs(len(p.split())-n) for p in forms(concept)]
+    near = [p for p,d in zip(forms(concept), off) if d <= max(min(off), 1)]
+    return near[g.integers(len(near))]
 
 @functools.cache
 def forms(
@@ -265,7 +270,7 @@ def word_options(
 )->list: # Four texts of like length, the right one first
     "Put options into words."
     def say(n):
-        (a,*b), (c,*d) = ([form_of(x, n) for x in xs] for xs in (right, wrong))
+        (a,*b), (c,*d) = ([form_of(x, n, g) for x in xs] for xs in (right, wrong))
         if kind == "pair": return [f"{x} and {y}" for x,y in ((a,b[0]), (a,d[0]), (c,b[0]), (c,d[0]))]
         if kind == "reading": return [f"{x} with {SIGNS[s]}" for x in (a,c) for s in (malignant, not malignant)]
         return [a, c, *d]
@@ -286,9 +291,10 @@ def choice_by_rule(
     g, said, out = rng(seed, "choice", description), claims(description), []
     for kind,a,b in plan_questions(said, weights or first_weights(dict.fromkeys(PHRASES, .5)), g):
         options = word_options(kind, a, b, said.get("malignancy"), g)
+        if not claims(options[0]).items() <= said.items(): continue # two wordings side by side may say a third thing
         stem, why = (ts[g.integers(len(ts))] for ts in (STEMS[kind], WHY))
         laid = [options[i] for i in g.permutation(4)]
-        out.append(dict(question=stem, options=laid, answer=options[0], explanation=why.format(x=options[0])))
+        out.append(dict(question=stem, options=[_capital(o) for o in laid], answer=_capital(options[0]), explanation=why.format(x=options[0])))
     return dict(questions=out)
 
 # %% ../nbs/41_instruct.ipynb #6704e0b9
