@@ -709,6 +709,7 @@ def batches(sets, # Keys of `RECIPES`
 def run_standins(data, seed, workers, max_failed, sets, train, val, test, questions_val,
                  questions_tiny, questions_test) -> pd.DataFrame: # name, part, label, index, case, classes, file
     "Paint the stand-ins of all sets"
+    if not sets: raise PathgenError("standins.sets is empty: name one set at least")
     out, n = Path(data) / "standins", dict(train=train, val=val, test=test)
     asked = dict(val=questions_val, test_tiny=questions_tiny, test=questions_test)
     items = batches(sets, n, seed) + sheets(asked, seed)
