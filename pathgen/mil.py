@@ -772,8 +772,9 @@ def summary(
     trained = own[own["head"]!="zeroshot"]
     m |= {c:trained[c].mean() for c in ("ece_before","ece","brier_before","brier","temperature")}
     seen = looks.dropna(subset=["inside"])
-    m |= dict(attention_in_lesion=seen.inside.mean(), attention_random=seen.area.mean(), lesion_slides=int(seen.slide_id.nunique()))
-    return m | {f"attention_in_lesion_{h}":t.inside.mean() for h,t in seen.groupby("head")}
+    m |= dict(attention_random=seen.area.mean(), lesion_slides=int(seen.slide_id.nunique()))
+    m |= {f"attention_in_lesion_{s}_{h}":t.inside.mean() for (s,h),t in seen.groupby(["set","head"])}
+    return m | {"attention_in_lesion" + f"_{h}"*(h!="acmil"):t.inside.mean() for h,t in seen.groupby("head")}
 
 # %% ../nbs/52_mil.ipynb #df5cc147
 def read_tables(
