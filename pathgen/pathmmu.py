@@ -448,19 +448,19 @@ def _loaded(name, device):
 
 def models_of(
     models:list, # LABEL=NAME
-    blind:list, # Labels to ask without images
+    blind:list, # Labels of models to ask without images too, or LABEL=NAME of others to ask without images alone
     ways:list, # Of `WAYS`
     data, # Root of everything produced
 )->list: # Dicts: label, name, way, blind
     "Who is asked in which way."
     named = dict(named_model(m, data) for m in models)
     if not (named and ways): raise PathgenError("pathmmu.models or pathmmu.ways is empty: name at least one of each")
-    for key,given,known in (("ways", ways, WAYS), ("blind", blind, named)):
-        for g in given:
-            if g not in known: raise PathgenError(f"pathmmu.{key} names {g}, which is none: choose from {', '.join(known)}")
+    for w in ways:
+        if w not in WAYS: raise PathgenError(f"pathmmu.ways names {w}, which is none: choose from {', '.join(WAYS)}")
+    apart = dict(named_model(b, data) for b in blind if b not in named)
+    who = [(l, n, b) for l,n in named.items() for b in ([False, True] if l in blind else [False])] + [(l, n, True) for l,n in apart.items()]
     own = lambda name: ["written"] if str(name).startswith("openai:") else ways
-    return [dict(label=l, name=str(n), way=w, blind=b) for l,n in named.items() for w in own(n)
-            for b in ([False, True] if l in blind else [False])]
+    return [dict(label=l, name=str(n), way=w, blind=b) for l,n,b in who for w in own(n)]
 
 def ask_one(
     item:dict, # From `models_of`
@@ -602,7 +602,7 @@ def headline(
     main, labels = at(first), table.label.unique()
     m = {k:main[k] for k in ("accuracy","low","high","of_all","consistent","unread")}
     m |= dict(coverage=main.asked/main.questions, questions=int(main.questions))
-    m |= {l:at(l).accuracy for l in labels if l != first}
+    m |= {l:at(l).accuracy for l in labels if l != first and (l, False, "overall", "all") in z.index}
     m |= {f"accuracy_{s}":at(first, subset=s).accuracy for s in table.subset.unique() if s != "overall" and (first, False, s, "all") in z.index}
     more = table[(table.label == first) & ~table.blind & (table.subset == "overall") & (table.part == "all")]
     m |= {f"{k}_{r.way}":getattr(r, k) for r in more.itertuples() for k in ("accuracy","consistent")}

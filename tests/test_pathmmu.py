@@ -215,7 +215,14 @@ def test_a_second_run_asks_nobody(root, monkeypatch):
     run_pathmmu(str(root), **RUN)
     assert {p: p.read_bytes() for p in before}==before
 
-@pytest.mark.parametrize("change, says", [(dict(models=["gone"], blind=[]), "run `pathgen run gone` first"), (dict(ways=["loud"]), "pathmmu.ways names loud"), (dict(blind=["other"]), "pathmmu.blind names other"),
+def test_a_model_may_be_asked_without_images_alone(root):
+    from pathgen.pathmmu import models_of
+    who = models_of(["llava"], ["llava", "words=llava"], ["letters"], root)
+    assert [(w["label"], w["blind"]) for w in who] == [("llava", False), ("llava", True), ("words", True)]
+    m = run_pathmmu(str(root), **RUN | dict(blind=["words=llava"], ways=["letters"]))["metrics"]
+    assert "blind_words" in m and "words" not in m and "blind" not in m
+
+@pytest.mark.parametrize("change, says", [(dict(models=["gone"], blind=[]), "run `pathgen run gone` first"), (dict(ways=["loud"]), "pathmmu.ways names loud"), (dict(blind=["other"]), "run `pathgen run other` first"),
     (dict(models=[]), "pathmmu.models or pathmmu.ways is empty"), (dict(folder="nowhere"), "nowhere is missing")])
 def test_wrong_parameters_end_in_one_line(root, change, says):
     with pytest.raises(PathgenError, match=says) as e: run_pathmmu(str(root), **RUN | (dict(blind=[]) if change.get("models")==[] else {}) | change)
