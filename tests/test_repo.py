@@ -28,6 +28,13 @@ def test_readme_is_in_step(tree):
     sh(sys.executable, 'docs/readme.py', cwd=tree)
     assert changed(tree)==[], 'run python docs/readme.py'
 
+def test_numbers_of_the_readme_are_those_in_git():
+    rows = re.findall(r'^\| \[?`(\w+)`\S* \| (\w+) \| ([\d.e-]+) \|$', (ROOT/'README.md').read_text(), re.M)
+    assert len(rows) > 30
+    said = {(s, k): float(v) for s, k, v in rows}
+    found = {(s, k): json.loads((ROOT/f'data/metrics/{s}.json').read_text())[k] for s, k in said}
+    assert said == pytest.approx(found, rel=1e-4), 'render index: python docs/render.py index; python docs/readme.py'
+
 @pytest.mark.parametrize('nb', NBS, ids=lambda p: p.stem)
 def test_notebook_is_small_and_whole(nb):
     assert nb.stat().st_size <= 300_000, 'draw its figures smaller'
