@@ -41,7 +41,7 @@ def test_it_answers_from_the_image_and_keeps_its_numbers(root, ran):
     ims = [np.asarray(Image.open(root/f"patches/{k}.png")) for k in (6,7)]
     assert ran["model"].generate(["What is seen?"]*2, ims, 12) == list(KINDS)
     m = read_json(root/"metrics/llava.json")
-    assert m == ran["metrics"] and (m["captions"], m["conversations"], m["turns"], m["questions"]) == (8, 48, 96, 2)
+    assert m == ran["metrics"] and (m["captions"], m["conversations"], m["turns"], m["questions"]) == (8, 48, 96, 2) and m["words_right"] == 1
     assert [len(l) for l in ran["losses"]] == [4, 60]
 
 def test_nothing_is_trained_twice_and_the_state_between_the_stages_is_kept(root, ran):
