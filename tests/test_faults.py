@@ -108,10 +108,12 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
     with pytest.raises(PathgenError, match=f"{tmp_path} may not be listed: chmod"): slides.walk(tmp_path)
 
 def test_a_slide_that_takes_too_long_has_a_line_in_the_inventory(svs, tmp_path):
+    "On a busy machine a slide may be done before anybody looks at the clock; not every one of eight is."
     (tmp_path/"in").mkdir()
-    shutil.copy(svs, tmp_path/"in/a.svs")
-    row = inventory(tmp_path/"in", tmp_path/"data", item_minutes=1e-6)["a"]
-    assert row.status=="unreadable" and row.error.startswith("a.svs: took longer") and "base.item_minutes" in row.error
+    for k in "abcdefgh": shutil.copy(svs, tmp_path/f"in/{k}.svs")
+    rows = inventory(tmp_path/"in", tmp_path/"data", item_minutes=1e-6)
+    late = {k:rows[k].error for k in "abcdefgh" if rows[k].status=="unreadable"}
+    assert late and all(e.startswith(f"{k}.svs: took longer") and "base.item_minutes" in e for k,e in late.items())
 
 def test_a_tile_without_bytes_gives_no_patch(svs, tmp_path):
     (tmp_path/"in").mkdir()
