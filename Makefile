@@ -23,7 +23,7 @@ $(READY): requirements.txt pyproject.toml
 	@echo "Installing the environment into $(VENV)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@python -m pip install -q --disable-pip-version-check uv
-	@uv pip sync -q requirements.txt
+	@uv pip sync -q --compile-bytecode requirements.txt
 	@uv pip install -q --no-deps -e .
 	@touch $@
 
