@@ -68,10 +68,10 @@ def square(
 # %% ../nbs/04_clip.ipynb #defc7ea1
 def precision(
     device:str, # cpu, cuda, ...
-)->str: # open_clip's name: amp, amp_bf16 or fp32
+)->str: # open_clip's name: pure_bf16, pure_fp16, amp_bf16 or fp32
     "Choose the arithmetic that `device` is fast at."
     import torch
-    if device.startswith("cuda"): return "amp"
+    if device.startswith("cuda"): return "pure_bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "pure_fp16"
     has = lambda f: getattr(torch.cpu, f, bool)()
     return "amp_bf16" if has("_is_amx_tile_supported") or has("_is_avx512_bf16_supported") else "fp32"
 
@@ -97,7 +97,7 @@ class Clip:
         self.name,self.hash,self.device,self.batch = name,hash,device,batch
         px = model.visual.image_size
         self.image_px = px[0] if isinstance(px, (tuple,list)) else px
-        self.dim,self.precision = config["embed_dim"],precision(device)
+        self.dim,self.precision,self.half = config["embed_dim"],precision(device),None
 
     @property
     def scale(self): return float(self.model.logit_scale.detach().exp()) # Of cosines, 1/temperature
@@ -109,32 +109,53 @@ class Clip:
 
     def __repr__(self): return f"Clip({self.name}, {self.image_px} px, {self.dim} numbers, {self.hash})"
 
-    def _run(self, items, encode):
+    def encoder(self): # The model as it encodes: in pure half precision a copy, as training goes on in single precision
+        from open_clip import get_input_dtype
+        if not self.precision.startswith("pure"): return self.model
+        if self.half is None: self.half = copy.deepcopy(self.model).to(get_input_dtype(self.precision))
+        return self.half
+
+    def _run(self, batches, encode):
         import torch
         from open_clip_train.precision import get_autocast
-        out,cast = [np.zeros((0,self.dim), np.float32)], get_autocast(
-            self.precision, torch.device(self.device).type)
+        model,cast = self.encoder(), get_autocast(self.precision, torch.device(self.device).type)
+        out = [torch.zeros((0,self.dim), device=self.device)]
         with torch.inference_mode():
-            for i in range(0, len(items), self.batch):
-                with cast(): f = encode(items[i:i+self.batch])
-                out.append(torch.nn.functional.normalize(f.float(), dim=-1).cpu().numpy())
-        out = np.concatenate(out)
+            for b in batches:
+                with cast(): f = encode(model, b)
+                out.append(torch.nn.functional.normalize(f.float(), dim=-1))
+        out = torch.cat(out).cpu().numpy()
         if np.isfinite(out).all(): return out
         raise PathgenError(f"{self.name}: the vectors are not finite; the weights are damaged: fetch or train them again")
+
+    def _cut(self, items): return (items[i:i+self.batch] for i in range(0, len(items), self.batch))
+
+    def _pixels(self, images): # Numbers on the device, sent there while it is busy with the batch before
+        import torch
+        from open_clip import get_input_dtype
+        ready = isinstance(images, np.ndarray) and images.shape[1:] == (self.image_px,self.image_px,3)
+        x = torch.from_numpy(np.ascontiguousarray(images) if ready else np.stack([square(o, self.image_px) for o in images]))
+        if self.device.startswith("cuda"): x = x.pin_memory()
+        x = normalize(x.to(self.device, non_blocking=True), *self.channels)
+        return x.to(get_input_dtype(self.precision) or x.dtype)
+
+    def encode_batches(self,
+        batches, # Iterable of batches, each as `encode_images` takes it
+    )->np.ndarray: # float32 (N,dim), rows of length one
+        "Encode patches as they come; a GPU does not wait for the next batch to be made."
+        return self._run(batches, lambda m, b: m.encode_image(self._pixels(b)))
 
     def encode_images(self,
         images, # uint8 (N,H,W,3), or a list of arrays or PIL images
     )->np.ndarray: # float32 (N,dim), rows of length one
         "Encode patches."
-        import torch
-        return self._run(images, lambda b: self.model.encode_image(normalize(torch.from_numpy(
-            np.stack([square(o, self.image_px) for o in b])).to(self.device), *self.channels)))
+        return self.encode_batches(self._cut(images))
 
     def encode_texts(self,
         texts, # List of sentences; of each the first 77 tokens are read
     )->np.ndarray: # float32 (N,dim), rows of length one
         "Encode sentences."
-        return self._run(list(texts), lambda b: self.model.encode_text(self.tokenizer(b).to(self.device)))
+        return self._run(self._cut(list(texts)), lambda m, b: m.encode_text(self.tokenizer(b).to(self.device)))
 
 # %% ../nbs/04_clip.ipynb #b6ac6145
 class Files:
@@ -344,10 +365,23 @@ def _args(clip, batches, prec):
         horovod=False, grad_clip_norm=1., batch_size=batches.batch, world_size=batches.world, rank=batches.rank, local_rank=batches.rank,
         wandb=False, log_every_n_steps=10**9, save_logs=False, distributed=batches.world > 1)
 
+def _light(model, dtype): # A model that computes in `dtype`, while its weights and their gradients stay in single precision
+    import torch
+    class Light(torch.nn.Module):
+        def __init__(self): super().__init__(); self.model = model
+        @property
+        def logit_scale(self): return model.logit_scale
+        def forward(self, image, text):
+            light = {n:p if n == "logit_scale" else p.to(dtype) for n,p in model.named_parameters()}
+            out = torch.func.functional_call(model, light, (image, text))
+            return {k:v.float() for k,v in out.items()}
+    return Light()
+
 def _together(clip, world): # The model as the trainer sees it
     import torch
-    if world == 1: return clip.model
-    return torch.nn.parallel.DistributedDataParallel(clip.model, device_ids=[clip.device] if clip.device.startswith("cuda") else None)
+    model = _light(clip.model, torch.bfloat16) if clip.precision == "pure_bf16" else clip.model
+    if world == 1: return model
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=[clip.device] if clip.device.startswith("cuda") else None)
 
 # %% ../nbs/04_clip.ipynb #fc8071c2
 def fit(
@@ -370,8 +404,7 @@ def fit(
     from open_clip_train.scheduler import cosine_lr
     bs = Batches(clip, images, texts, batch, seed, workers, desc)
     losses,model,opt = [],clip.model,_optimizer(clip.model, lr, wd)
-    gpu = clip.device.startswith("cuda")
-    prec = "amp_bf16" if gpu and torch.cuda.is_bf16_supported() else precision(clip.device)
+    prec = "amp" if clip.precision == "pure_fp16" else clip.precision
     scaler = torch.amp.GradScaler() if prec == "amp" else None
     steps = bs.num_batches*epochs
     sched = cosine_lr(opt, lr, min(warmup, steps//4), steps)
@@ -383,6 +416,7 @@ def fit(
             train_one_epoch(crewed, dict(train=bs), _loss(clip, losses), e, opt, scaler, sched, None, _args(clip, bs, prec))
         if checkpoint and not bs.rank: _keep(checkpoint, state, losses, e+1)
     model.eval()
+    clip.half = None
     return np.array([float(l) for l in losses])
 
 # %% ../nbs/04_clip.ipynb #c588c31b

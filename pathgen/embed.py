@@ -56,9 +56,7 @@ def embed_patches(
 )->np.ndarray: # (N,D) float16, rows of length one
     "The features of patches of a slide; decoding overlaps encoding."
     patches = slide.read_many(coords, px, clip.image_px, threads=threads)
-    encode = lambda b: clip.encode_images(b).astype(np.float16)
-    out = [encode(b) for b in ahead(batches(patches, batch))]
-    return np.concatenate(out) if out else np.zeros((0,clip.dim), np.float16)
+    return clip.encode_batches(ahead(batches(patches, batch))).astype(np.float16)
 
 # %% ../nbs/21_embed.ipynb #fb400986
 def pca_rgb(

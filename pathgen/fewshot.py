@@ -381,7 +381,7 @@ def _learner(clip, classes, lr, head_lr, steps): # Linear layer, optimiser, sche
 def _learn(clip, head, opt, sched, images, labels, order, g, desc): # One epoch
     import torch
     from open_clip_train.precision import get_autocast
-    cast = get_autocast("amp_bf16" if clip.precision == "amp" else clip.precision, torch.device(clip.device).type)
+    cast = get_autocast(clip.precision.replace("pure_bf16", "amp_bf16"), torch.device(clip.device).type)
     clip.model.train()
     for rows in progress(order, desc):
         x = normalize(augment(torch.from_numpy(images[rows]).to(clip.device), g), *clip.channels)
@@ -393,6 +393,7 @@ def _learn(clip, head, opt, sched, images, labels, order, g, desc): # One epoch
         torch.nn.utils.clip_grad_norm_(clip.model.visual.parameters(), 1.)
         opt.step(); sched.step()
     clip.model.eval()
+    clip.half = None
 
 # %% ../nbs/51_fewshot.ipynb #949bfcd0
 def _judge(clip, head, images, labels, rows): # Accuracy and balanced accuracy on some images

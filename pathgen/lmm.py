@@ -258,7 +258,7 @@ def _quiet(): # No progress bars of transformers over files of weights
 def _arguments(lmm, out, epochs, batch, lr, seed, saves, accumulate, checkpointing):
     from transformers import TrainingArguments
     return TrainingArguments(str(out), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, num_train_epochs=epochs, learning_rate=lr,
-        lr_scheduler_type="cosine", warmup_steps=.03, weight_decay=0., bf16="bf16" in precision(lmm.device) or lmm.device.startswith("cuda"), use_cpu=lmm.device == "cpu",
+        lr_scheduler_type="cosine", warmup_steps=.03, weight_decay=0., bf16="bf16" in precision(lmm.device), use_cpu=lmm.device == "cpu",
         activation_checkpointing=checkpointing, save_strategy="steps", save_steps=saves, save_total_limit=1, logging_steps=1, report_to=[], disable_tqdm=True,
         remove_unused_columns=False, seed=seed, data_seed=seed, dataloader_drop_last=True, logging_nan_inf_filter=False)
 

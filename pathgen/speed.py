@@ -8,10 +8,11 @@ Docs: https://pathgen.github.io/pathgen/speed.html.md"""
 __all__ = ['CLASSES', 'LLAVAS', 'GOALS', 'take_turns', 'times_faster', 'grid', 'read_pathgen', 'read_every_pixel', 'on_threads',
            'read_openslide', 'read_tiffslide', 'read_cucim', 'read_cucim_batches', 'decode_tiles', 'readers',
            'time_reading', 'scattered', 'time_processes', 'read_part', 'time_slow_storage', 'reduction_cosine',
-           'time_embedding', 'timeline', 'show_timeline', 'encoder_rate', 'matrix_peak', 'large_slide', 'fill_ellipse',
-           'apart', 'tile_large', 'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection', 'train_open_clip',
-           'time_training', 'training_rate', 'time_probes', 'time_heads', 'time_questions', 'time_answers',
-           'random_llava', 'answer_rate', 'start_and_run', 'time_large', 'speed_numbers', 'goals_met', 'run_speed']
+           'time_embedding', 'timeline', 'show_timeline', 'encoder_rate', 'matrix_peak', 'operations', 'large_slide',
+           'fill_ellipse', 'apart', 'tile_large', 'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection',
+           'train_open_clip', 'time_training', 'training_rate', 'time_probes', 'time_heads', 'time_questions',
+           'time_answers', 'random_llava', 'answer_rate', 'start_and_run', 'time_large', 'speed_numbers', 'goals_met',
+           'run_speed']
 
 # %% ../nbs/80_speed.ipynb #a291a2d3
 import functools, time
@@ -228,7 +229,7 @@ def time_embedding(
     with open_slide(path) as s:
         decode = lambda: list(batches(s.read_many(coords, px, clip.image_px, threads=threads), 64))
         ready = decode()
-        seconds = take_turns({"decoding": decode, "encoding": lambda: [clip.encode_images(b) for b in ready],
+        seconds = take_turns({"decoding": decode, "encoding": lambda: clip.encode_batches(ready),
             "slide to features": lambda: embed_patches(s, coords, px, clip, 64, threads)}, rounds)
     seconds.attrs["patches"] = len(coords)
     return seconds
@@ -246,7 +247,7 @@ def timeline(
     from unittest.mock import patch
     from pathgen import wsi
     from pathgen.embed import embed_patches
-    done, begin = [], time.perf_counter()
+    done, model, begin = [], clip.encoder(), time.perf_counter()
     def watched(what, f):
         def call(*args):
             start = time.perf_counter()
@@ -254,7 +255,7 @@ def timeline(
             finally: done.append((what, start-begin, time.perf_counter()-start))
         return call
     with (wsi.open_slide(path) as s, patch.object(wsi, "make_patch", watched("decode", wsi.make_patch)),
-          patch.object(clip, "encode_images", watched("encode", clip.encode_images))):
+          patch.object(model, "encode_image", watched("encode", model.encode_image))):
         embed_patches(s, coords, px, clip, batch, threads)
     return pd.DataFrame(done, columns=["what","start","seconds"])
 
@@ -276,19 +277,12 @@ def encoder_rate(
     n:int=2048, # Images in all
 )->dict: # images_per_second, share_of_peak
     "Images a second of an encoder with random weights, and the share of the device's matrix peak that this is."
-    import torch
     from pathgen.clip import build_clip
-    from pathgen.core import pick_device
     device = pick_device(device)
     clip = build_clip(arch, 0, device)
-    clip.batch = batch
     ims = np.random.default_rng(0).integers(0, 256, (batch, clip.image_px, clip.image_px, 3), np.uint8)
-    seconds = take_turns({"encode": lambda: clip.encode_images(np.concatenate([ims]*(n//batch)))}, rounds=3).encode.median()
-    weights = sum(p.numel() for m in clip.model.visual.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters())
-    attention = sum(m.in_proj_weight.numel() for m in clip.model.visual.modules() if isinstance(m, torch.nn.MultiheadAttention))
-    tokens = clip.model.visual.positional_embedding.shape[0]
-    rate = n//batch*batch/seconds
-    return dict(images_per_second=rate, share_of_peak=2*(weights+attention)*tokens*rate/matrix_peak(device))
+    seconds = take_turns({"encode": lambda: clip.encode_batches([ims]*(n//batch))}, rounds=3).encode.median()/(n//batch)
+    return dict(images_per_second=batch/seconds, share_of_peak=operations(lambda: clip.encode_images(ims))/seconds/matrix_peak(device))
 
 def matrix_peak(
     device:str, # Where
@@ -300,6 +294,18 @@ def matrix_peak(
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
     def product(): a@b; wait()
     return 2*n**3/take_turns({"product":product}, rounds=10, warm=3)["product"].median()
+
+def operations(
+    f, # A function without arguments
+)->int: # Multiplications and additions
+    "Count the matrix operations of what `f` does with torch."
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    torch.backends.mha.set_fastpath_enabled(False) # one kernel for all of attention, which the counter does not know
+    try:
+        with FlopCounterMode(display=False) as count: f()
+    finally: torch.backends.mha.set_fastpath_enabled(True)
+    return count.get_total_flops()
 
 # %% ../nbs/80_speed.ipynb #e620ff95
 def large_slide(
@@ -416,10 +422,11 @@ def train_open_clip(
     from open_clip_train.scheduler import cosine_lr
     from open_clip_train.train import train_one_epoch
     from pathgen.clip import precision, register
+    arithmetic = precision(device).replace("pure_bf16", "amp_bf16")
     register()
     model, see, _ = open_clip.create_model_and_transforms(arch, device=device, output_dict=True)
     args = SimpleNamespace(train_data="::".join(map(str, shards)), train_num_samples=n, train_data_upsampling_factors=None, dataset_resampled=False, seed=0, batch_size=batch,
-        workers=min(workers, len(shards)), world_size=1, rank=0, local_rank=0, device=device, precision=precision(device), distill=False, accum_freq=1, skip_scheduler=False, horovod=False,
+        workers=min(workers, len(shards)), world_size=1, rank=0, local_rank=0, device=device, precision=arithmetic, distill=False, accum_freq=1, skip_scheduler=False, horovod=False,
         grad_clip_norm=1., wandb=False, log_every_n_steps=10**9, save_logs=False, distributed=False)
     read = get_wds_dataset(args, see, True, tokenizer=open_clip.get_tokenizer(arch))
     import torch
@@ -451,20 +458,19 @@ def time_training(
 def training_rate(
     arch:str, # open_clip's name
     device:str="auto", # Where it runs
-    batch:int=256, # Pairs a step
-    steps:int=8, # Steps that are timed
+    batch:int=128, # Pairs a step
+    steps:int=16, # Steps that are timed
 )->dict: # trained_per_second, training_share_of_peak
     "Pairs a second that a CLIP of random weights trains on, and the share of the device's matrix peak that this is."
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
     from pathgen.clip import build_clip, fit
     device = pick_device(device)
     clip, g = build_clip(arch, 0, device), np.random.default_rng(0)
-    ims = g.integers(0, 256, (batch, clip.image_px, clip.image_px, 3), np.uint8)
-    texts = ["moderately differentiated adenocarcinoma with cribriform glands and necrosis in a desmoplastic stroma"]*batch
-    seconds = take_turns(dict(train=lambda: fit(clip, ims, texts, epochs=steps, batch=batch, lr=1e-5)), rounds=2).train.median()/steps
-    with FlopCounterMode(display=False) as count: fit(clip, ims, texts, epochs=1, batch=batch, lr=1e-5)
-    return dict(trained_per_second=batch/seconds, training_share_of_peak=count.get_total_flops()/seconds/matrix_peak(device))
+    ims = np.concatenate([g.integers(0, 256, (batch, clip.image_px, clip.image_px, 3), np.uint8)]*steps)
+    texts = ["moderately differentiated adenocarcinoma with cribriform glands and necrosis in a desmoplastic stroma"]*len(ims)
+    train = lambda k: fit(clip, ims[:k*batch], texts[:k*batch], batch=batch, lr=1e-5)
+    t = take_turns(dict(short=lambda: train(1), long=lambda: train(steps)), rounds=2).median()
+    seconds = (t.long-t.short)/(steps-1)
+    return dict(trained_per_second=batch/seconds, training_share_of_peak=operations(lambda: train(1))/seconds/matrix_peak(device))
 
 # %% ../nbs/80_speed.ipynb #07d1c52f
 CLASSES = [len(s["classes"]) for s in SETS.values()] # Of the nine sets
