@@ -6,16 +6,16 @@ Docs: https://pathgen.github.io/pathgen/clip.html.md"""
 
 # %% auto #0
 __all__ = ['CONTEXT', 'TINY', 'MEAN', 'STD', 'CARD', 'count_tokens', 'register', 'square', 'precision', 'normalize', 'Clip',
-           'Files', 'load_images', 'skip_empty', 'weight_hash', 'build_clip', 'class_vectors', 'join', 'augment',
-           'crew', 'Batches', 'fit', 'quick_attention', 'has_hf', 'to_hf', 'from_hf', 'save_hf', 'probe', 'save_clip',
-           'load_clip']
+           'encoder_of', 'Files', 'load_images', 'skip_empty', 'cut_short', 'weight_hash', 'build_clip',
+           'class_vectors', 'join', 'augment', 'crew', 'Batches', 'fit', 'quick_attention', 'has_hf', 'to_hf',
+           'from_hf', 'save_hf', 'probe', 'save_clip', 'load_clip']
 
 # %% ../nbs/04_clip.ipynb #03e734e1
 from pathlib import Path
 from functools import lru_cache
 import copy, json, logging, tempfile
 import numpy as np
-from .core import (PathgenError, atomic, digest, file_digest, one_line, pick_device, progress,
+from .core import (PathgenError, ahead, atomic, digest, file_digest, one_line, pick_device, progress,
     read_json, rng, write_json, write_text)
 
 # %% ../nbs/04_clip.ipynb #b31b0486
@@ -109,41 +109,13 @@ class Clip:
 
     def __repr__(self): return f"Clip({self.name}, {self.image_px} px, {self.dim} numbers, {self.hash})"
 
-    def encoder(self): # The model as it encodes: in pure half precision a copy, as training goes on in single precision
-        from open_clip import get_input_dtype
-        if not self.precision.startswith("pure"): return self.model
-        if self.half is None: self.half = copy.deepcopy(self.model).to(get_input_dtype(self.precision))
-        return self.half
-
-    def _run(self, batches, encode):
-        import torch
-        from open_clip_train.precision import get_autocast
-        model,cast = self.encoder(), get_autocast(self.precision, torch.device(self.device).type)
-        out = [torch.zeros((0,self.dim), device=self.device)]
-        with torch.inference_mode():
-            for b in batches:
-                with cast(): f = encode(model, b)
-                out.append(torch.nn.functional.normalize(f.float(), dim=-1))
-        out = torch.cat(out).cpu().numpy()
-        if np.isfinite(out).all(): return out
-        raise PathgenError(f"{self.name}: the vectors are not finite; the weights are damaged: fetch or train them again")
-
     def _cut(self, items): return (items[i:i+self.batch] for i in range(0, len(items), self.batch))
-
-    def _pixels(self, images): # Numbers on the device, sent there while it is busy with the batch before
-        import torch
-        from open_clip import get_input_dtype
-        ready = isinstance(images, np.ndarray) and images.shape[1:] == (self.image_px,self.image_px,3)
-        x = torch.from_numpy(np.ascontiguousarray(images) if ready else np.stack([square(o, self.image_px) for o in images]))
-        if self.device.startswith("cuda"): x = x.pin_memory()
-        x = normalize(x.to(self.device, non_blocking=True), *self.channels)
-        return x.to(get_input_dtype(self.precision) or x.dtype)
 
     def encode_batches(self,
         batches, # Iterable of batches, each as `encode_images` takes it
     )->np.ndarray: # float32 (N,dim), rows of length one
         "Encode patches as they come; a GPU does not wait for the next batch to be made."
-        return self._run(batches, lambda m, b: m.encode_image(self._pixels(b)))
+        return _encode(self, batches, lambda m, b: m.encode_image(_pixels(self, b)))
 
     def encode_images(self,
         images, # uint8 (N,H,W,3), or a list of arrays or PIL images
@@ -155,7 +127,39 @@ class Clip:
         texts, # List of sentences; of each the first 77 tokens are read
     )->np.ndarray: # float32 (N,dim), rows of length one
         "Encode sentences."
-        return self._run(self._cut(list(texts)), lambda m, b: m.encode_text(self.tokenizer(b).to(self.device)))
+        return _encode(self, self._cut(list(texts)), lambda m, b: m.encode_text(cut_short(self, self.tokenizer(b)).to(self.device)))
+
+# %% ../nbs/04_clip.ipynb #1a67ab44
+def encoder_of(
+    clip, # `Clip`
+): # -> the open_clip model that encodes
+    "The model, or its copy in half precision where that is how the device encodes."
+    from open_clip import get_input_dtype
+    if not clip.precision.startswith("pure"): return clip.model
+    if clip.half is None: clip.half = copy.deepcopy(clip.model).to(get_input_dtype(clip.precision))
+    return clip.half
+
+def _encode(clip, batches, encode):
+    import torch
+    from open_clip_train.precision import get_autocast
+    model,cast = encoder_of(clip), get_autocast(clip.precision, torch.device(clip.device).type)
+    out = [torch.zeros((0,clip.dim), device=clip.device)]
+    with torch.inference_mode():
+        for b in batches:
+            with cast(): f = encode(model, b)
+            out.append(torch.nn.functional.normalize(f.float(), dim=-1))
+    out = torch.cat(out).cpu().numpy()
+    if np.isfinite(out).all(): return out
+    raise PathgenError(f"{clip.name}: the vectors are not finite; the weights are damaged: fetch or train them again")
+
+def _pixels(clip, images): # What the image tower expects, on the device
+    import torch
+    from open_clip import get_input_dtype
+    ready = isinstance(images, np.ndarray) and images.shape[1:] == (clip.image_px,clip.image_px,3)
+    x = torch.from_numpy(np.ascontiguousarray(images) if ready else np.stack([square(o, clip.image_px) for o in images]))
+    if clip.device.startswith("cuda"): x = x.pin_memory()
+    x = normalize(x.to(clip.device, non_blocking=True), *clip.channels)
+    return x.to(get_input_dtype(clip.precision) or x.dtype)
 
 # %% ../nbs/04_clip.ipynb #b6ac6145
 class Files:
@@ -183,20 +187,26 @@ def load_images(
 def skip_empty(
     model, # open_clip model
 ): # -> the same model
-    "Let the text tower of a plain CLIP stop at the end of the longest text of a batch."
+    "Let the text tower of a plain CLIP take rows of tokens that end with the longest text of a batch."
     import open_clip, types
     from open_clip.transformer import text_global_pool
     import torch
     def encode_text(self, text, normalize=False):
-        n = int(text.argmax(1).max())+1
-        cast = self.transformer.get_cast_dtype()
-        x = self.token_embedding(text[:,:n]).to(cast) + self.positional_embedding[:n].to(cast)
+        n, cast = text.shape[1], self.transformer.get_cast_dtype()
+        x = self.token_embedding(text).to(cast) + self.positional_embedding[:n].to(cast)
         x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:n,:n]))
-        x = text_global_pool(x, text[:,:n], "argmax") @ self.text_projection
+        x = text_global_pool(x, text, "argmax") @ self.text_projection
         return torch.nn.functional.normalize(x, dim=-1) if normalize else x
     plain = type(model) is open_clip.CLIP and model.attn_mask is not None and model.text_pool_type == "argmax"
     if plain and isinstance(model.text_projection, torch.nn.Parameter): model.encode_text = types.MethodType(encode_text, model)
     return model
+
+def cut_short(
+    clip, # `Clip`
+    tokens, # (N,L) of its tokenizer
+): # -> (N,n), n the length of the longest text where `skip_empty` allows it
+    "Rows of tokens without the places that no text fills."
+    return tokens[:,:int(tokens.argmax(1).max())+1] if "encode_text" in vars(clip.model) else tokens
 
 # %% ../nbs/04_clip.ipynb #10996e69
 def weight_hash(
@@ -324,18 +334,16 @@ class Batches:
 
     def _images(self, order):
         import torch
-        if isinstance(self.images, np.ndarray): return (torch.from_numpy(self.images[o]) for o in order)
+        if isinstance(self.images, np.ndarray): return (torch.from_numpy(self.images)[o] for o in order)
         return torch.utils.data.DataLoader(self.images, batch_sampler=order.tolist(), num_workers=self.workers, pin_memory=self.clip.device != "cpu")
 
     def __iter__(self):
         g = rng(self.seed, "order", self.epoch)
         order = g.permutation(len(self.tokens))[:self.num_samples].reshape(-1, self.batch)[:,self.rank::self.world]
         if self.rank: g = rng(self.seed, "order", self.epoch, self.rank)
-        steps = zip(order, self._images(order))
-        if not self.rank: steps = progress(steps, f"{self.desc} epoch {self.epoch+1}", self.num_batches)
-        for o,x in steps:
-            x = augment(x.to(self.clip.device, non_blocking=True), g)
-            yield normalize(x, *self.clip.channels), self.tokens[o].long()
+        seen = lambda x: normalize(augment(x.to(self.clip.device, non_blocking=True), g), *self.clip.channels)
+        steps = ahead((seen(x), cut_short(self.clip, self.tokens[o]).long()) for o,x in zip(order, self._images(order)))
+        yield from progress(steps, f"{self.desc} epoch {self.epoch+1}", self.num_batches) if not self.rank else steps
 
 # %% ../nbs/04_clip.ipynb #3739cdb6
 def _loss(clip, losses):

@@ -7,7 +7,7 @@ Docs: https://pathgen.github.io/pathgen/core.html.md"""
 # %% auto #0
 __all__ = ['MADE_BY', 'NEEDED', 'PathgenError', 'OutputError', 'writing', 'atomic', 'flush', 'digest', 'file_digest', 'need',
            'write_table', 'read_table', 'one_line', 'write_text', 'write_json', 'read_json', 'write_metrics',
-           'read_params', 'rng', 'split_by', 'pick_device', 'progress', 'peak_gb', 'may_show', 'alone', 'each',
+           'read_params', 'rng', 'split_by', 'pick_device', 'progress', 'ahead', 'peak_gb', 'may_show', 'alone', 'each',
            'keep_good']
 
 # %% ../nbs/00_core.ipynb #433151f0
@@ -248,6 +248,23 @@ def progress(
     quiet = path is None and "IN_TEST" in os.environ
     with open(path, "a") if path else contextlib.nullcontext(sys.stderr) as f:
         yield from tqdm(items, desc=desc, total=total, file=f, disable=quiet, mininterval=.5, dynamic_ncols=False, ncols=90)
+
+# %% ../nbs/00_core.ipynb #b0352cff
+def ahead(
+    items, # Any iterable
+    depth:int=2, # Items that may wait
+):
+    "The same items, made in a thread ahead of their use."
+    from collections import deque
+    from concurrent.futures import ThreadPoolExecutor
+    it, end, waiting = iter(items), object(), deque()
+    pool = ThreadPoolExecutor(1)
+    try:
+        for _ in range(depth): waiting.append(pool.submit(next, it, end))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, it, end))
+            yield item
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_core.ipynb #976a8fe9
 def peak_gb()->float: # GB

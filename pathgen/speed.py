@@ -8,11 +8,11 @@ Docs: https://pathgen.github.io/pathgen/speed.html.md"""
 __all__ = ['CLASSES', 'LLAVAS', 'GOALS', 'take_turns', 'times_faster', 'grid', 'read_pathgen', 'read_every_pixel', 'on_threads',
            'read_openslide', 'read_tiffslide', 'read_cucim', 'read_cucim_batches', 'decode_tiles', 'readers',
            'time_reading', 'scattered', 'time_processes', 'read_part', 'time_slow_storage', 'reduction_cosine',
-           'time_embedding', 'timeline', 'show_timeline', 'encoder_rate', 'matrix_peak', 'operations', 'large_slide',
-           'fill_ellipse', 'apart', 'tile_large', 'embed_large', 'fake_slide', 'sklearn_cluster', 'time_selection',
-           'train_open_clip', 'time_training', 'training_rate', 'time_probes', 'time_heads', 'time_questions',
-           'time_answers', 'random_llava', 'answer_rate', 'start_and_run', 'time_large', 'speed_numbers', 'goals_met',
-           'run_speed']
+           'time_embedding', 'timeline', 'show_timeline', 'encoder_rate', 'matrix_peak', 'stage_rate', 'operations',
+           'large_slide', 'fill_ellipse', 'apart', 'tile_large', 'embed_large', 'fake_slide', 'sklearn_cluster',
+           'time_selection', 'train_open_clip', 'time_training', 'training_rate', 'time_probes', 'time_heads',
+           'time_questions', 'time_answers', 'random_llava', 'answer_rate', 'start_and_run', 'time_large',
+           'speed_numbers', 'goals_met', 'run_speed']
 
 # %% ../nbs/80_speed.ipynb #a291a2d3
 import functools, time
@@ -246,8 +246,9 @@ def timeline(
     "Record when patches are made and when they are encoded."
     from unittest.mock import patch
     from pathgen import wsi
+    from pathgen.clip import encoder_of
     from pathgen.embed import embed_patches
-    done, model, begin = [], clip.encoder(), time.perf_counter()
+    done, model, begin = [], encoder_of(clip), time.perf_counter()
     def watched(what, f):
         def call(*args):
             start = time.perf_counter()
@@ -295,6 +296,30 @@ def matrix_peak(
     def product(): a@b; wait()
     return 2*n**3/take_turns({"product":product}, rounds=10, warm=3)["product"].median()
 
+# %% ../nbs/80_speed.ipynb #4cd66ad8
+def stage_rate(
+    path, # A slide
+    model:str, # Folder or name of a CLIP model
+    px:int, # Side of a patch, level-0 px
+    patches:int, # Of a slide at most
+    workers:int, # As of the stage
+    device:str="auto", # Where the encoder runs
+    slides:int=4, # Times each process is given the slide
+)->dict: # embedded_per_second
+    "Patches a second of the stage `embed`, from slides to files, once its processes are at work."
+    import tempfile
+    from pathgen.embed import embed_slides, processes_for
+    from pathgen.wsi import write_bag
+    device, coords = pick_device(device), grid(path, px, patches)
+    crew = processes_for(device, workers)
+    with tempfile.TemporaryDirectory() as d:
+        write_bag(Path(d)/"tiles.h5", coords, patch_size_level0=px)
+        items = [dict(slide_id=f"slide-{i}", path=str(path), mpp=None, bag=f"{d}/tiles.h5") for i in range(slides*crew)]
+        embed_slides(items, Path(d)/"features", model, device, workers, 256, 0.)
+        done = sorted(p.stat().st_mtime for p in Path(d).glob("features/*.h5"))
+    return dict(embedded_per_second=len(coords)*(len(done)-crew)/(done[-1]-done[crew-1]))
+
+# %% ../nbs/80_speed.ipynb #ae8e94c0
 def operations(
     f, # A function without arguments
 )->int: # Multiplications and additions
