@@ -7,11 +7,11 @@ Docs: https://pathgen.github.io/pathgen/mil.html.md"""
 # %% auto #0
 __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_loss', 'Plan', 'plan_run', 'hidden_ranks',
            'falling', 'plain_run', 'rounding', 'Stack', 'val_losses', 'train_runs', 'time_grid', 'Recipe', 'choose',
-           'fit_head', 'slide_logits', 'softmax', 'fit_temperature', 'reliability', 'judge', 'plot_reliability',
-           'check_parts', 'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side',
-           'heatmap', 'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k',
-           'train_item', 'train_all', 'read_item', 'seed_scores', 'name_slides', 'zero_shot_all', 'attend_all',
-           'plot_attention', 'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
+           'fit_head', 'slide_logits', 'fit_temperature', 'reliability', 'judge', 'plot_reliability', 'check_parts',
+           'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side', 'heatmap',
+           'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k', 'train_item',
+           'train_all', 'read_item', 'seed_scores', 'name_slides', 'zero_shot_all', 'attend_all', 'plot_attention',
+           'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
 
 # %% ../nbs/52_mil.ipynb #18cf9998
 from pathlib import Path
@@ -334,13 +334,6 @@ def slide_logits(
     with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
 
 # %% ../nbs/52_mil.ipynb #64c9a576
-def softmax(
-    z, # (n,C) logits
-)->np.ndarray: # (n,C) probabilities
-    "Logits as probabilities."
-    p = np.exp(z-z.max(1, keepdims=True))
-    return p/p.sum(1, keepdims=True)
-
 def fit_temperature(
     logits, # (n,C) of validation slides
     y, # (n,) their classes
@@ -348,7 +341,8 @@ def fit_temperature(
 )->float:
     "The temperature that makes the validation slides most likely."
     from scipy.optimize import minimize_scalar
-    nll = lambda t: -np.log(softmax(logits/np.exp(t))[np.arange(len(y)),y]+1e-12).mean()
+    from scipy.special import softmax
+    nll = lambda t: -np.log(softmax(logits/np.exp(t), 1)[np.arange(len(y)),y]+1e-12).mean()
     return float(np.exp(minimize_scalar(nll, bounds=(-np.log(most),np.log(most)), method="bounded").x))
 
 def reliability(
@@ -367,8 +361,9 @@ def judge(
     temperature:float=1, # From `fit_temperature`
 )->dict: # f1, auc, accuracy; ece and brier before and after scaling
     "Scores of test slides."
-    from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
-    before, after, k = softmax(logits), softmax(logits/temperature), list(range(logits.shape[1]))
+    from scipy.special import softmax
+    from sklearn.metrics import f1_score, roc_auc_score
+    before, after, k = softmax(logits, 1), softmax(logits/temperature, 1), list(range(logits.shape[1]))
     auc = roc_auc_score(y, before[:,1]) if len(k)==2 else roc_auc_score(y, before, multi_class="ovr", labels=k)
     gap = lambda p: (lambda t: float((t.n*(t.said-t.right).abs()).sum()/len(y)))(reliability(p, y))
     square = lambda p: float(((p-np.eye(len(k))[y])**2).sum(1).mean()/2)
@@ -381,10 +376,11 @@ def plot_reliability(
 ): # -> matplotlib figure
     "What heads say of their certainty and what is true, before and after temperature scaling."
     import matplotlib.pyplot as plt
+    from scipy.special import softmax
     fig,axs = plt.subplots(1, len(said), figsize=(2.6*len(said),2.5), dpi=70, squeeze=False)
     for ax,(head,runs) in zip(axs[0], said.items()):
         for scaled,label in ((False,"before"),(True,"after")):
-            top = [softmax(z/(t if scaled else 1)) for z,_,t in runs]
+            top = [softmax(z/(t if scaled else 1), 1) for z,_,t in runs]
             hit = pd.concat([pd.DataFrame(dict(said=p.max(1), right=p.argmax(1)==y)) for p,(_,y,_) in zip(top, runs)])
             t = hit.groupby(np.minimum((hit.said*10).astype(int), 9)).agg(said=("said","mean"), right=("right","mean"))
             ax.plot(t.said, t.right, "o-", ms=3, lw=1, label=label)
@@ -470,13 +466,14 @@ def predict(
 )->tuple: # {class: calibrated probability}; attention (N,), sums to 1, the mean of all branches
     "Classify a slide and say which patches decided."
     import torch
+    from scipy.special import softmax
     c, (n,dim) = model.config, bag.features.shape
     if not n: raise PathgenError("the bag is empty: there is nothing to classify")
     if dim != c["dim"]: raise PathgenError(f"the bag has features of {dim} dimensions, the model takes {c['dim']}: embed the slide with {c['encoder_name'] or 'the encoder of the model'}")
     made = bag.attrs.get("encoder")
     if made and c["encoder"] and made != c["encoder"]: raise PathgenError(f"the bag was made with the encoder {made}, the model wants {c['encoder']} ({c['encoder_name']}): embed the slide again")
     with torch.inference_mode(): slide,_,a = forward(model.weights, torch.as_tensor(bag.features).float())
-    p = softmax(slide.numpy()[None]/c["temperature"])[0]
+    p = softmax(slide.numpy()/c["temperature"])
     return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
 
 # %% ../nbs/52_mil.ipynb #e749db66
@@ -680,7 +677,7 @@ def attend_all(
     items:list, # From `train_all`, those to look at
     tables:dict, # (set, encoder) to its slides
     truth=None, # Folder of the truth of painted slides; None where there is none
-)->pd.DataFrame: # One row a test slide: set, head, slide_id, label, inside (share of attention in the lesion), area
+)->pd.DataFrame: # One row a test slide and head: inside (share of attention in the lesion), area, and for each patch attention and lesion
     "Write the attention on every test slide, and measure how much of it falls on the lesion."
     out, rows = Path(data)/"eval/mil/attention", []
     shutil.rmtree(out, ignore_errors=True)
@@ -693,27 +690,26 @@ def attend_all(
             write_json(attention_geojson(bag, a), out/_key(i)/f"{r.slide_id}.geojson")
             shares = lesion_shares(truth, r.slide_id, bag) if truth else None
             inside, area = (np.nan, np.nan) if shares is None else in_lesion(a, shares)
-            rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area))
-    return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area"])
+            rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area,
+                attention=a, lesion=shares))
+    return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area","attention","lesion"])
 
 # %% ../nbs/52_mil.ipynb #086a0b76
 def plot_attention(
     slides, # Table of slides: slide_id, set, title, label, path, bag
-    models:dict, # Head to a function of the set's name that returns the Mil
-    truth=None, # Folder of the truth
+    looks, # From `attend_all`
 ): # -> matplotlib figure
     "Slides beside their truth and the attention of each head."
     import matplotlib.pyplot as plt
-    names = ["slide", *(["truth"] if truth else []), *models]
+    names = ["slide", *(["truth"] if looks.lesion.notna().any() else []), *looks["head"].unique()]
     fig,axs = plt.subplots(len(slides), len(names), figsize=(1.6*len(names),1.6*len(slides)), dpi=60, squeeze=False)
     for row,r in zip(axs, slides.itertuples()):
-        bag = read_bag(r.bag)
+        bag, own = read_bag(r.bag, features=False), looks[(looks.set==r.set) & (looks.slide_id==r.slide_id)]
         with open_slide(r.path) as slide: thumb, (w,h) = slide.thumbnail(max(slide.width, slide.height)/250), (slide.width,slide.height)
-        shares = lesion_shares(truth, r.slide_id, bag) if truth else None
-        maps = {n:predict(load(r.set), bag)[1] for n,load in models.items()} | (dict(truth=shares) if shares is not None else {})
+        maps = dict(zip(own["head"], own.attention), truth=own.lesion.iloc[0])
         for ax,n in zip(row, names):
             ax.imshow(thumb, extent=(0,w,h,0))
-            if n in maps:
+            if maps.get(n) is not None:
                 im,extent = heatmap(bag, maps[n])
                 ax.imshow(im, extent=extent, cmap="Greens" if n=="truth" else "magma", vmin=0, vmax=max(maps[n].max(), 1e-9), alpha=.85, interpolation="nearest")
             ax.set(xlim=(0,w), ylim=(h,0), xticks=[], yticks=[])
@@ -725,17 +721,17 @@ def plot_attention(
 # %% ../nbs/52_mil.ipynb #919a7e14
 def plot_patches(
     slides, # The same table
-    load, # Function of the set's name that returns the Mil
+    looks, # From `attend_all`, one head
     n:int=6, # Patches of a slide
     px:int=112, # Side at which they are shown
 ): # -> matplotlib figure
     "The patches that a head attends to most."
     import matplotlib.pyplot as plt
     fig,axs = plt.subplots(len(slides), n, figsize=(.95*n,1.05*len(slides)), dpi=65, squeeze=False)
+    attention = looks.set_index(["set","slide_id"]).attention
     for row,r in zip(axs, slides.itertuples()):
-        bag = read_bag(r.bag)
-        a, side = predict(load(r.set), bag)[1], patch_side(bag)
-        top = np.argsort(-a, kind="stable")[:n]
+        bag, a = read_bag(r.bag, features=False), attention[r.set,r.slide_id]
+        top, side = np.argsort(-a, kind="stable")[:n], patch_side(bag)
         with open_slide(r.path) as slide: images = [slide.read(*map(int, bag.coords[i]), side, px) for i in top]
         for ax in row: ax.set(xticks=[], yticks=[]); ax.set_frame_on(False)
         for ax,im,i in zip(row, images, top): ax.imshow(im); ax.set_title(f"{a[i]:.2f}", fontsize=6, pad=2)
