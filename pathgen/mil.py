@@ -542,7 +542,8 @@ def class_sentences(
 )->np.ndarray: # (C,D) unit vectors
     "The mean sentence of each class."
     from pathgen.sets import SLIDE_PROMPTS, TEMPLATES
-    v = np.stack([clip.encode_texts([t.format(n) for n in SLIDE_PROMPTS[name][c] for t in TEMPLATES]).mean(0) for c in classes])
+    names = SLIDE_PROMPTS.get(name) or {c:[c] for c in classes}
+    v = np.stack([clip.encode_texts([t.format(n) for n in names[c] for t in TEMPLATES]).mean(0) for c in classes])
     return v/np.linalg.norm(v, axis=1, keepdims=True)
 
 def pool_top(
@@ -778,6 +779,7 @@ def read_tables(
     sets, # SET=FOLDER
     encoders, # LABEL=FOLDER
     val_share:float, # Share of the training slides for validation
+    test_share:float, # Share for testing, in a set of one's own without a split
     seed:int, # Of the split
     max_failed:float, # Share of the slides that may lack a good bag
 )->tuple: # (set, encoder) to its slides with good bags; table of errors; number of bags without a label
@@ -786,7 +788,7 @@ def read_tables(
     root, tables, errors = Path(data), {}, []
     bags = dict(_pair(e, "mil.encoders") for e in encoders)
     for name,folder in (_pair(p, "mil.sets") for p in sets):
-        df = split_slides(read_slide_set(name, root/folder), val_share, seed)
+        df = split_slides(read_slide_set(name, root/folder), val_share, seed, test_share)
         with atomic(root/f"eval/mil/splits/{name}.csv") as tmp: df[["slide_id","patient_id","label","split"]].to_csv(tmp, index=False)
         for label,of in bags.items():
             tables[name,label],bad = set_bags(df, root/of, max_failed)
@@ -803,7 +805,7 @@ def _pair(text, what): # The two sides of LABEL=FOLDER
 
 # %% ../nbs/52_mil.ipynb #aa4a952c
 def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs, seeds, epochs, wd, hidden, gate, branches,
-            top_k, mask_share, products, val_share, zero_shot, zero_shot_ks, truth):
+            top_k, mask_share, products, val_share, test_share, zero_shot, zero_shot_ks, truth):
     "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
     from pathgen.clip import load_clip
     from pathgen.sets import named_model
@@ -811,7 +813,7 @@ def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs,
     if not (sets and encoders and heads and lrs): raise PathgenError("mil needs at least one each of sets, encoders, heads and lrs: name them in the params file")
     for h in heads: n_branches(h)
     recipe = Recipe(tuple(lrs), seeds, epochs, wd, hidden, gate, branches, top_k, mask_share, products)
-    tables,errors,more = read_tables(data, sets, encoders, val_share, seed, max_failed)
+    tables,errors,more = read_tables(data, sets, encoders, val_share, test_share, seed, max_failed)
     towers = {n:load_clip(str(w), device) for n,w in (named_model(m, data) for m in zero_shot)}
     items = train_all(data, tables, heads, recipe, seed, workers, device)
     rows,(named,notes) = [], zero_shot_all(tables, towers, zero_shot_ks)

@@ -180,7 +180,7 @@ def data(tmp_path_factory):
 
 def stage(data, **kw):
     known = dict(data=data, seed=0, device="cpu", workers=1, max_failed=.1, sets=["camelyon16=c16"], encoders=["other=other","clip=clip"], heads=["abmil","acmil"],
-        lrs=[.001,.003], seeds=2, epochs=4, wd=1e-4, hidden=12, gate=6, branches=5, top_k=10, mask_share=.6, products="ieee", val_share=.25, zero_shot=["clip"],
+        lrs=[.001,.003], seeds=2, epochs=4, wd=1e-4, hidden=12, gate=6, branches=5, top_k=10, mask_share=.6, products="ieee", val_share=.25, test_share=.3, zero_shot=["clip"],
         zero_shot_ks=[1,5,100], truth=None)
     return run_mil(**known | kw)
 
@@ -205,6 +205,16 @@ def test_the_stage(data, monkeypatch):
     monkeypatch.setattr(mil, "_tensors", lambda *a: pytest.fail("trained again"))
     stage(data)
     assert before == kept(data)
+
+def test_a_set_of_ones_own(data, tmp_path):
+    import shutil
+    shutil.copytree(data, tmp_path/"d", ignore=shutil.ignore_patterns("mil","eval"))
+    slides = [p for p in sorted((tmp_path/"d/c16").rglob("*.tif")) if not p.stem.startswith("test")]
+    (tmp_path/"d/c16/labels.csv").write_text("\n".join(["slide_id,label", *(f"{p.name},{p.stem[:-4]}" for p in slides), *(f"test_{i:03d},{'tumor' if i%2 else 'normal'}" for i in range(12))]))
+    r = stage(tmp_path/"d", sets=["mine=c16"])
+    split = pd.read_csv(tmp_path/"d/eval/mil/splits/mine.csv")
+    assert len(split) == 44 and split.groupby("split").label.nunique().to_dict() == dict(test=2, train=2, val=2) and 11 <= (split.split=="test").sum() <= 15
+    assert r["results"].groupby("head").size().to_dict() == dict(abmil=4, acmil=4, zeroshot=1) and set(r["results"].title) == {"mine"}
 
 def test_test_labels_choose_nothing(data, tmp_path, monkeypatch):
     import shutil
@@ -276,7 +286,7 @@ def test_zero_shot_takes_all_patches_of_a_small_bag():
 
 def test_faults_are_one_line(data, tmp_path):
     for kw,say in ((dict(heads=["transmil"]), "transmil, which is none of abmil, acmil"), (dict(sets=[]), "at least one each of sets"), (dict(sets=["camelyon16"]), "write LABEL=FOLDER"),
-        (dict(encoders=["x=none"]), "none is missing"), (dict(sets=["nosuch=c16"]), "nosuch is not a set of slides"), (dict(zero_shot=["nosuch"]), "nosuch is missing")):
+        (dict(encoders=["x=none"]), "none is missing"), (dict(sets=["nosuch=c16"]), "labels.csv is missing, and nosuch is no published set"), (dict(zero_shot=["nosuch"]), "nosuch is missing")):
         with pytest.raises(PathgenError, match=say): stage(data, **kw)
     bags = tmp_path/"bags"
     bags.mkdir()
