@@ -16,7 +16,7 @@ __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_lo
 # %% ../nbs/52_mil.ipynb #18cf9998
 from pathlib import Path
 from dataclasses import dataclass
-import contextlib, functools, math, shutil, time
+import functools, math, shutil, time
 import numpy as np, pandas as pd
 from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick_device, progress, read_json,
     read_table, rng, write_json, write_metrics, write_table)
@@ -65,7 +65,7 @@ def forward(
     import torch
     h = torch.relu(x@w["fc"] + w["fc_bias"])
     v,u = (h@w["gate"] + w["gate_bias"]).chunk(2, -1)
-    e = (torch.tanh(v)*torch.sigmoid(u))@w["attend"]
+    e = ((torch.tanh(v)*torch.sigmoid(u))@w["attend"]).float()
     if pad is not None: e = e.masked_fill(pad, -torch.inf)
     if hide is not None:
         top = e.topk(hide.shape[-2], -2)
@@ -164,16 +164,13 @@ def plain_run(
     return best, np.array(losses)
 
 # %% ../nbs/52_mil.ipynb #46f6ac35
-@contextlib.contextmanager
 def rounding(
-    products:str="ieee", # ieee (float32 as it is) or bf16 (factors may be rounded to bfloat16, sums not)
-):
+    products:str="ieee", # ieee (float32 as it is) or bf16 (factors and products rounded to bfloat16, sums not, if the CPU has units for it)
+): # -> context
     "How a CPU multiplies matrices while the block runs."
     import torch
-    knob = torch.backends.mkldnn.matmul
-    was, knob.fp32_precision = knob.fp32_precision, products
-    try: yield
-    finally: knob.fp32_precision = was
+    units = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast("cpu", torch.bfloat16, enabled=products=="bf16" and units, cache_enabled=False)
 
 class Stack:
     "The weights of all runs of a head, their gradients, and the Adam that moves them."
