@@ -675,7 +675,7 @@ def attend_all(
     items:list, # From `train_all`, those to look at
     tables:dict, # (set, encoder) to its slides
     truth=None, # Folder of the truth of painted slides; None where there is none
-)->pd.DataFrame: # One row a test slide and head: inside (share of attention in the lesion), area, and for each patch attention and lesion
+)->pd.DataFrame: # One row a test slide and head: right (its class is named), inside (share of attention in the lesion), area, and for each patch attention and lesion
     "Write the attention on every test slide, and measure how much of it falls on the lesion."
     out, rows = Path(data)/"eval/mil/attention", []
     shutil.rmtree(out, ignore_errors=True)
@@ -684,13 +684,13 @@ def attend_all(
         for r in progress(list(df[df.split=="test"].itertuples()), f"attention {_key(i)}"):
             bag = read_bag(r.bag)
             if bag.coords is None: continue
-            a = predict(model, bag)[1]
+            p,a = predict(model, bag)
             write_json(attention_geojson(bag, a), out/_key(i)/f"{r.slide_id}.geojson")
             shares = lesion_shares(truth, r.slide_id, bag) if truth else None
             inside, area = (np.nan, np.nan) if shares is None else in_lesion(a, shares)
-            rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area,
+            rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, right=max(p, key=p.get)==r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area,
                 attention=a, lesion=shares))
-    return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area","attention","lesion"])
+    return pd.DataFrame(rows, columns=["set","head","slide_id","label","right","patches","largest","inside","area","attention","lesion"])
 
 # %% ../nbs/52_mil.ipynb #086a0b76
 def plot_attention(
