@@ -108,6 +108,7 @@ MADE_BY = {"slides.parquet": "slides", "report_files.parquet": "slides", "report
     "features": "embed", "patches.parquet": "select", "patches": "select", "descriptions.parquet": "describe",
     "revisions.parquet": "revise", "captions.parquet": "summarize", "index.parquet": "pairs", "phantom": "phantom",
     "standins": "standins", "standin_slides": "standin_slides", "llava-train.json": "instruct", "llava-val.json": "instruct"}
+MADE_BY |= {f"mil/{k}":f"mil_{MADE_BY[k]}" for k in ("slides.parquet","report_files.parquet","tiles","features")}
 
 NEEDED = {"slides.parquet": ["slide_id","path","mpp","mpp_from","status"],
     "report_files.parquet": ["report_id","patient_id","path"], "reports.parquet": ["report_id","part","text"],
@@ -121,7 +122,7 @@ def need(
     "`path` if it is there, else an error that names the stage to run first."
     path = Path(path)
     if path.exists(): return path
-    stage = MADE_BY.get(path.name) or MADE_BY.get(path.parent.name)
+    stage = next((MADE_BY[k] for p in (path,path.parent) for k in ("/".join(p.parts[-2:]),p.name) if k in MADE_BY), None)
     mend = f"run `pathgen run {stage}` first" if stage else "check the path in params.yaml"
     raise PathgenError(f"{path} is missing: {mend}")
 

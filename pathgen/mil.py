@@ -7,16 +7,16 @@ Docs: https://pathgen.github.io/pathgen/mil.html.md"""
 # %% auto #0
 __all__ = ['HEADS', 'ROOM', 'n_branches', 'layers', 'unpack', 'forward', 'mil_loss', 'Plan', 'plan_run', 'hidden_ranks',
            'falling', 'plain_run', 'rounding', 'Stack', 'val_losses', 'train_runs', 'time_grid', 'Recipe', 'choose',
-           'fit_head', 'slide_logits', 'softmax', 'fit_temperature', 'reliability', 'judge', 'plot_reliability',
-           'check_parts', 'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side',
-           'heatmap', 'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k',
-           'train_item', 'train_all', 'read_item', 'seed_scores', 'name_slides', 'zero_shot_all', 'attend_all',
-           'plot_attention', 'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
+           'fit_head', 'slide_logits', 'fit_temperature', 'reliability', 'judge', 'plot_reliability', 'check_parts',
+           'read_good_bag', 'set_bags', 'Mil', 'save_mil', 'load_mil', 'predict', 'patch_side', 'heatmap',
+           'attention_geojson', 'lesion_shares', 'in_lesion', 'class_sentences', 'pool_top', 'choose_k', 'train_item',
+           'train_all', 'read_item', 'seed_scores', 'name_slides', 'zero_shot_all', 'attend_all', 'plot_attention',
+           'plot_patches', 'table3', 'summary', 'read_tables', 'run_mil']
 
 # %% ../nbs/52_mil.ipynb #18cf9998
 from pathlib import Path
 from dataclasses import dataclass
-import contextlib, functools, math, shutil, time
+import functools, math, shutil, time
 import numpy as np, pandas as pd
 from .core import (PathgenError, atomic, each, file_digest, need, one_line, pick_device, progress, read_json,
     read_table, rng, write_json, write_metrics, write_table)
@@ -65,7 +65,7 @@ def forward(
     import torch
     h = torch.relu(x@w["fc"] + w["fc_bias"])
     v,u = (h@w["gate"] + w["gate_bias"]).chunk(2, -1)
-    e = (torch.tanh(v)*torch.sigmoid(u))@w["attend"]
+    e = ((torch.tanh(v)*torch.sigmoid(u))@w["attend"]).float()
     if pad is not None: e = e.masked_fill(pad, -torch.inf)
     if hide is not None:
         top = e.topk(hide.shape[-2], -2)
@@ -164,16 +164,13 @@ def plain_run(
     return best, np.array(losses)
 
 # %% ../nbs/52_mil.ipynb #46f6ac35
-@contextlib.contextmanager
 def rounding(
-    products:str="ieee", # ieee (float32 as it is) or bf16 (factors may be rounded to bfloat16, sums not)
-):
+    products:str="ieee", # ieee (float32 as it is) or bf16 (factors and products rounded to bfloat16, sums not, if the CPU has units for it)
+): # -> context
     "How a CPU multiplies matrices while the block runs."
     import torch
-    knob = torch.backends.mkldnn.matmul
-    was, knob.fp32_precision = knob.fp32_precision, products
-    try: yield
-    finally: knob.fp32_precision = was
+    units = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast("cpu", torch.bfloat16, enabled=products=="bf16" and units, cache_enabled=False)
 
 class Stack:
     "The weights of all runs of a head, their gradients, and the Adam that moves them."
@@ -334,13 +331,6 @@ def slide_logits(
     with torch.inference_mode(): return np.stack([forward(w, torch.as_tensor(b).float())[0].numpy() for b in bags])
 
 # %% ../nbs/52_mil.ipynb #64c9a576
-def softmax(
-    z, # (n,C) logits
-)->np.ndarray: # (n,C) probabilities
-    "Logits as probabilities."
-    p = np.exp(z-z.max(1, keepdims=True))
-    return p/p.sum(1, keepdims=True)
-
 def fit_temperature(
     logits, # (n,C) of validation slides
     y, # (n,) their classes
@@ -348,7 +338,8 @@ def fit_temperature(
 )->float:
     "The temperature that makes the validation slides most likely."
     from scipy.optimize import minimize_scalar
-    nll = lambda t: -np.log(softmax(logits/np.exp(t))[np.arange(len(y)),y]+1e-12).mean()
+    from scipy.special import softmax
+    nll = lambda t: -np.log(softmax(logits/np.exp(t), 1)[np.arange(len(y)),y]+1e-12).mean()
     return float(np.exp(minimize_scalar(nll, bounds=(-np.log(most),np.log(most)), method="bounded").x))
 
 def reliability(
@@ -367,8 +358,9 @@ def judge(
     temperature:float=1, # From `fit_temperature`
 )->dict: # f1, auc, accuracy; ece and brier before and after scaling
     "Scores of test slides."
-    from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
-    before, after, k = softmax(logits), softmax(logits/temperature), list(range(logits.shape[1]))
+    from scipy.special import softmax
+    from sklearn.metrics import f1_score, roc_auc_score
+    before, after, k = softmax(logits, 1), softmax(logits/temperature, 1), list(range(logits.shape[1]))
     auc = roc_auc_score(y, before[:,1]) if len(k)==2 else roc_auc_score(y, before, multi_class="ovr", labels=k)
     gap = lambda p: (lambda t: float((t.n*(t.said-t.right).abs()).sum()/len(y)))(reliability(p, y))
     square = lambda p: float(((p-np.eye(len(k))[y])**2).sum(1).mean()/2)
@@ -381,10 +373,11 @@ def plot_reliability(
 ): # -> matplotlib figure
     "What heads say of their certainty and what is true, before and after temperature scaling."
     import matplotlib.pyplot as plt
+    from scipy.special import softmax
     fig,axs = plt.subplots(1, len(said), figsize=(2.6*len(said),2.5), dpi=70, squeeze=False)
     for ax,(head,runs) in zip(axs[0], said.items()):
         for scaled,label in ((False,"before"),(True,"after")):
-            top = [softmax(z/(t if scaled else 1)) for z,_,t in runs]
+            top = [softmax(z/(t if scaled else 1), 1) for z,_,t in runs]
             hit = pd.concat([pd.DataFrame(dict(said=p.max(1), right=p.argmax(1)==y)) for p,(_,y,_) in zip(top, runs)])
             t = hit.groupby(np.minimum((hit.said*10).astype(int), 9)).agg(said=("said","mean"), right=("right","mean"))
             ax.plot(t.said, t.right, "o-", ms=3, lw=1, label=label)
@@ -470,13 +463,14 @@ def predict(
 )->tuple: # {class: calibrated probability}; attention (N,), sums to 1, the mean of all branches
     "Classify a slide and say which patches decided."
     import torch
+    from scipy.special import softmax
     c, (n,dim) = model.config, bag.features.shape
     if not n: raise PathgenError("the bag is empty: there is nothing to classify")
     if dim != c["dim"]: raise PathgenError(f"the bag has features of {dim} dimensions, the model takes {c['dim']}: embed the slide with {c['encoder_name'] or 'the encoder of the model'}")
     made = bag.attrs.get("encoder")
     if made and c["encoder"] and made != c["encoder"]: raise PathgenError(f"the bag was made with the encoder {made}, the model wants {c['encoder']} ({c['encoder_name']}): embed the slide again")
     with torch.inference_mode(): slide,_,a = forward(model.weights, torch.as_tensor(bag.features).float())
-    p = softmax(slide.numpy()[None]/c["temperature"])[0]
+    p = softmax(slide.numpy()/c["temperature"])
     return dict(zip(c["classes"], p.tolist())), a.mean(-1).numpy()
 
 # %% ../nbs/52_mil.ipynb #e749db66
@@ -545,7 +539,8 @@ def class_sentences(
 )->np.ndarray: # (C,D) unit vectors
     "The mean sentence of each class."
     from pathgen.sets import SLIDE_PROMPTS, TEMPLATES
-    v = np.stack([clip.encode_texts([t.format(n) for n in SLIDE_PROMPTS[name][c] for t in TEMPLATES]).mean(0) for c in classes])
+    names = SLIDE_PROMPTS.get(name) or {c:[c] for c in classes}
+    v = np.stack([clip.encode_texts([t.format(n) for n in names[c] for t in TEMPLATES]).mean(0) for c in classes])
     return v/np.linalg.norm(v, axis=1, keepdims=True)
 
 def pool_top(
@@ -680,7 +675,7 @@ def attend_all(
     items:list, # From `train_all`, those to look at
     tables:dict, # (set, encoder) to its slides
     truth=None, # Folder of the truth of painted slides; None where there is none
-)->pd.DataFrame: # One row a test slide: set, head, slide_id, label, inside (share of attention in the lesion), area
+)->pd.DataFrame: # One row a test slide and head: right (its class is named), inside (share of attention in the lesion), area, and for each patch attention and lesion
     "Write the attention on every test slide, and measure how much of it falls on the lesion."
     out, rows = Path(data)/"eval/mil/attention", []
     shutil.rmtree(out, ignore_errors=True)
@@ -689,31 +684,30 @@ def attend_all(
         for r in progress(list(df[df.split=="test"].itertuples()), f"attention {_key(i)}"):
             bag = read_bag(r.bag)
             if bag.coords is None: continue
-            a = predict(model, bag)[1]
+            p,a = predict(model, bag)
             write_json(attention_geojson(bag, a), out/_key(i)/f"{r.slide_id}.geojson")
             shares = lesion_shares(truth, r.slide_id, bag) if truth else None
             inside, area = (np.nan, np.nan) if shares is None else in_lesion(a, shares)
-            rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area))
-    return pd.DataFrame(rows, columns=["set","head","slide_id","label","patches","largest","inside","area"])
+            rows.append(dict(set=i["set"], head=i["head"], slide_id=r.slide_id, label=r.label, right=max(p, key=p.get)==r.label, patches=len(a), largest=float(a.max()), inside=inside, area=area,
+                attention=a, lesion=shares))
+    return pd.DataFrame(rows, columns=["set","head","slide_id","label","right","patches","largest","inside","area","attention","lesion"])
 
 # %% ../nbs/52_mil.ipynb #086a0b76
 def plot_attention(
     slides, # Table of slides: slide_id, set, title, label, path, bag
-    models:dict, # Head to a function of the set's name that returns the Mil
-    truth=None, # Folder of the truth
+    looks, # From `attend_all`
 ): # -> matplotlib figure
     "Slides beside their truth and the attention of each head."
     import matplotlib.pyplot as plt
-    names = ["slide", *(["truth"] if truth else []), *models]
+    names = ["slide", *(["truth"] if looks.lesion.notna().any() else []), *looks["head"].unique()]
     fig,axs = plt.subplots(len(slides), len(names), figsize=(1.6*len(names),1.6*len(slides)), dpi=60, squeeze=False)
     for row,r in zip(axs, slides.itertuples()):
-        bag = read_bag(r.bag)
+        bag, own = read_bag(r.bag, features=False), looks[(looks.set==r.set) & (looks.slide_id==r.slide_id)]
         with open_slide(r.path) as slide: thumb, (w,h) = slide.thumbnail(max(slide.width, slide.height)/250), (slide.width,slide.height)
-        shares = lesion_shares(truth, r.slide_id, bag) if truth else None
-        maps = {n:predict(load(r.set), bag)[1] for n,load in models.items()} | (dict(truth=shares) if shares is not None else {})
+        maps = dict(zip(own["head"], own.attention), truth=own.lesion.iloc[0])
         for ax,n in zip(row, names):
             ax.imshow(thumb, extent=(0,w,h,0))
-            if n in maps:
+            if maps.get(n) is not None:
                 im,extent = heatmap(bag, maps[n])
                 ax.imshow(im, extent=extent, cmap="Greens" if n=="truth" else "magma", vmin=0, vmax=max(maps[n].max(), 1e-9), alpha=.85, interpolation="nearest")
             ax.set(xlim=(0,w), ylim=(h,0), xticks=[], yticks=[])
@@ -725,17 +719,17 @@ def plot_attention(
 # %% ../nbs/52_mil.ipynb #919a7e14
 def plot_patches(
     slides, # The same table
-    load, # Function of the set's name that returns the Mil
+    looks, # From `attend_all`, one head
     n:int=6, # Patches of a slide
     px:int=112, # Side at which they are shown
 ): # -> matplotlib figure
     "The patches that a head attends to most."
     import matplotlib.pyplot as plt
     fig,axs = plt.subplots(len(slides), n, figsize=(.95*n,1.05*len(slides)), dpi=65, squeeze=False)
+    attention = looks.set_index(["set","slide_id"]).attention
     for row,r in zip(axs, slides.itertuples()):
-        bag = read_bag(r.bag)
-        a, side = predict(load(r.set), bag)[1], patch_side(bag)
-        top = np.argsort(-a, kind="stable")[:n]
+        bag, a = read_bag(r.bag, features=False), attention[r.set,r.slide_id]
+        top, side = np.argsort(-a, kind="stable")[:n], patch_side(bag)
         with open_slide(r.path) as slide: images = [slide.read(*map(int, bag.coords[i]), side, px) for i in top]
         for ax in row: ax.set(xticks=[], yticks=[]); ax.set_frame_on(False)
         for ax,im,i in zip(row, images, top): ax.imshow(im); ax.set_title(f"{a[i]:.2f}", fontsize=6, pad=2)
@@ -782,6 +776,7 @@ def read_tables(
     sets, # SET=FOLDER
     encoders, # LABEL=FOLDER
     val_share:float, # Share of the training slides for validation
+    test_share:float, # Share for testing, in a set of one's own without a split
     seed:int, # Of the split
     max_failed:float, # Share of the slides that may lack a good bag
 )->tuple: # (set, encoder) to its slides with good bags; table of errors; number of bags without a label
@@ -790,7 +785,7 @@ def read_tables(
     root, tables, errors = Path(data), {}, []
     bags = dict(_pair(e, "mil.encoders") for e in encoders)
     for name,folder in (_pair(p, "mil.sets") for p in sets):
-        df = split_slides(read_slide_set(name, root/folder), val_share, seed)
+        df = split_slides(read_slide_set(name, root/folder), val_share, seed, test_share)
         with atomic(root/f"eval/mil/splits/{name}.csv") as tmp: df[["slide_id","patient_id","label","split"]].to_csv(tmp, index=False)
         for label,of in bags.items():
             tables[name,label],bad = set_bags(df, root/of, max_failed)
@@ -807,7 +802,7 @@ def _pair(text, what): # The two sides of LABEL=FOLDER
 
 # %% ../nbs/52_mil.ipynb #aa4a952c
 def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs, seeds, epochs, wd, hidden, gate, branches,
-            top_k, mask_share, products, val_share, zero_shot, zero_shot_ks, truth):
+            top_k, mask_share, products, val_share, test_share, zero_shot, zero_shot_ks, truth):
     "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
     from pathgen.clip import load_clip
     from pathgen.sets import named_model
@@ -815,7 +810,7 @@ def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs,
     if not (sets and encoders and heads and lrs): raise PathgenError("mil needs at least one each of sets, encoders, heads and lrs: name them in the params file")
     for h in heads: n_branches(h)
     recipe = Recipe(tuple(lrs), seeds, epochs, wd, hidden, gate, branches, top_k, mask_share, products)
-    tables,errors,more = read_tables(data, sets, encoders, val_share, seed, max_failed)
+    tables,errors,more = read_tables(data, sets, encoders, val_share, test_share, seed, max_failed)
     towers = {n:load_clip(str(w), device) for n,w in (named_model(m, data) for m in zero_shot)}
     items = train_all(data, tables, heads, recipe, seed, workers, device)
     rows,(named,notes) = [], zero_shot_all(tables, towers, zero_shot_ks)

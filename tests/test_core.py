@@ -103,6 +103,10 @@ def test_a_damaged_json_file_is_named(tmp_path, damage):
     (tmp_path/"a.json").write_bytes(damage)
     with pytest.raises(core.PathgenError, match="a.json is not JSON"): core.read_json(tmp_path/"a.json")
 
+@pytest.mark.parametrize("path,stage", [("slides.parquet","slides"), ("mil/slides.parquet","mil_slides"), ("mil/tiles/a.h5","mil_tile"), ("mil/features","mil_embed"), ("features/a.h5","embed")])
+def test_what_is_missing_names_its_stage(tmp_path, path, stage):
+    with pytest.raises(core.PathgenError, match=f"{path} is missing: run `pathgen run {stage}` first"): core.need(tmp_path/path)
+
 def test_what_is_no_longer_asked_for_goes_from_folders_too(tmp_path):
     run = lambda keys: core.each(misbehave, keys, tmp_path, str, ".txt")
     assert run(["x/a","x/b","c"])==["x/a","x/b","c"] and (tmp_path/"x/b.txt").exists()

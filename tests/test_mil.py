@@ -8,8 +8,8 @@ from pathgen import mil
 from pathgen.clip import build_clip, load_clip, save_clip
 from pathgen.core import PathgenError, read_json, read_table
 from pathgen.mil import *
-
 from pathgen.wsi import Bag, read_bag, write_bag
+from scipy.special import softmax
 
 def toy(n=40, classes=2, dim=16, instances=(12,40), shift=2., seed=0):
     "Bags and classes; a tenth of a bag of class c > 0 is moved in the direction of c."
@@ -180,7 +180,7 @@ def data(tmp_path_factory):
 
 def stage(data, **kw):
     known = dict(data=data, seed=0, device="cpu", workers=1, max_failed=.1, sets=["camelyon16=c16"], encoders=["other=other","clip=clip"], heads=["abmil","acmil"],
-        lrs=[.001,.003], seeds=2, epochs=4, wd=1e-4, hidden=12, gate=6, branches=5, top_k=10, mask_share=.6, products="ieee", val_share=.25, zero_shot=["clip"],
+        lrs=[.001,.003], seeds=2, epochs=4, wd=1e-4, hidden=12, gate=6, branches=5, top_k=10, mask_share=.6, products="ieee", val_share=.25, test_share=.3, zero_shot=["clip"],
         zero_shot_ks=[1,5,100], truth=None)
     return run_mil(**known | kw)
 
@@ -198,10 +198,23 @@ def test_the_stage(data, monkeypatch):
     assert set(split.split) == {"train","val","test"} and (split[split.split=="test"].slide_id.str.startswith("test")).all()
     assert len(list((data/"eval/mil/attention/camelyon16_clip_acmil").glob("*.geojson"))) == 12
     assert table3(r["results"]).loc[("zeroshot","clip")].notna().all()
+    own = r["looks"].iloc[0]
+    drawn = read_json(data/f"eval/mil/attention/camelyon16_clip_{own['head']}/{own.slide_id}.geojson")["features"]
+    assert own.attention.tolist() == pytest.approx([f["properties"]["measurements"]["attention"] for f in drawn])
     before = kept(data)
     monkeypatch.setattr(mil, "_tensors", lambda *a: pytest.fail("trained again"))
     stage(data)
     assert before == kept(data)
+
+def test_a_set_of_ones_own(data, tmp_path):
+    import shutil
+    shutil.copytree(data, tmp_path/"d", ignore=shutil.ignore_patterns("mil","eval"))
+    slides = [p for p in sorted((tmp_path/"d/c16").rglob("*.tif")) if not p.stem.startswith("test")]
+    (tmp_path/"d/c16/labels.csv").write_text("\n".join(["slide_id,label", *(f"{p.name},{p.stem[:-4]}" for p in slides), *(f"test_{i:03d},{'tumor' if i%2 else 'normal'}" for i in range(12))]))
+    r = stage(tmp_path/"d", sets=["mine=c16"])
+    split = pd.read_csv(tmp_path/"d/eval/mil/splits/mine.csv")
+    assert len(split) == 44 and split.groupby("split").label.nunique().to_dict() == dict(test=2, train=2, val=2) and 11 <= (split.split=="test").sum() <= 15
+    assert r["results"].groupby("head").size().to_dict() == dict(abmil=4, acmil=4, zeroshot=1) and set(r["results"].title) == {"mine"}
 
 def test_test_labels_choose_nothing(data, tmp_path, monkeypatch):
     import shutil
@@ -245,8 +258,8 @@ def test_scores_are_those_of_scikit_learn():
     g = np.random.default_rng(0)
     for k in (2,4):
         z,y = 2*g.normal(size=(200,k)), np.r_[np.arange(k), g.integers(0, k, 200-k)]
-        p, s = softmax(z), judge(z, y, 2.)
-        assert s["brier"] == pytest.approx(brier_score_loss(y, softmax(z/2), labels=range(k), scale_by_half=True))
+        p, s = softmax(z, 1), judge(z, y, 2.)
+        assert s["brier"] == pytest.approx(brier_score_loss(y, softmax(z/2, 1), labels=range(k), scale_by_half=True))
         assert s["f1"] == pytest.approx(f1_score(y, p.argmax(1), average="macro"))
         assert s["auc"] == pytest.approx(np.mean([roc_auc_score(y==c, p[:,c]) for c in range(k)]))
 
@@ -255,7 +268,7 @@ def test_calibration():
     p = np.c_[1-(q := np.array([.05,.95,.95,.55])), q]
     assert reliability(p, np.array([0,1,0,0])).right.tolist() == [0,2/3]
     z = g.normal(size=(4000,3))
-    y = (softmax(z).cumsum(1) > g.random(4000)[:,None]).argmax(1) # true to its probabilities
+    y = (softmax(z, 1).cumsum(1) > g.random(4000)[:,None]).argmax(1) # true to its probabilities
     assert fit_temperature(z, y) == pytest.approx(1, abs=.08) and fit_temperature(5*z, y) == pytest.approx(5, abs=.4)
     assert judge(z, y)["ece"] < .03 < .15 < judge(5*z, y)["ece"]
     assert .1 <= fit_temperature(np.eye(3), np.arange(3)) < .12, "bounded where all is right"
@@ -273,7 +286,7 @@ def test_zero_shot_takes_all_patches_of_a_small_bag():
 
 def test_faults_are_one_line(data, tmp_path):
     for kw,say in ((dict(heads=["transmil"]), "transmil, which is none of abmil, acmil"), (dict(sets=[]), "at least one each of sets"), (dict(sets=["camelyon16"]), "write LABEL=FOLDER"),
-        (dict(encoders=["x=none"]), "none is missing"), (dict(sets=["nosuch=c16"]), "nosuch is not a set of slides"), (dict(zero_shot=["nosuch"]), "nosuch is missing")):
+        (dict(encoders=["x=none"]), "none is missing"), (dict(sets=["nosuch=c16"]), "labels.csv is missing, and nosuch is no published set"), (dict(zero_shot=["nosuch"]), "nosuch is missing")):
         with pytest.raises(PathgenError, match=say): stage(data, **kw)
     bags = tmp_path/"bags"
     bags.mkdir()
@@ -298,7 +311,7 @@ def test_a_model_for_ones_own_bag(data, tmp_path):
     assert set(p) == {"normal","tumor"} and sum(p.values()) == pytest.approx(1) and a.sum() == pytest.approx(1, abs=1e-5) and len(a) == len(bag)
     said = read_table(data/"models/mil/camelyon16_clip_acmil/predictions.parquet", ["normal","tumor","slide_id","seed"])
     row = said[(said.slide_id=="test_001") & (said.seed==model.config["seed"][1])][["normal","tumor"]].to_numpy()
-    assert softmax(row/model.config["temperature"])[0] == pytest.approx(list(p.values()), abs=1e-5)
+    assert softmax(row[0]/model.config["temperature"]) == pytest.approx(list(p.values()), abs=1e-5)
     with pytest.raises(PathgenError, match="made with the encoder another, the model wants"): predict(model, Bag(bag.coords, bag.features, dict(encoder="another")))
     with pytest.raises(PathgenError, match="is empty"): predict(model, Bag(None, bag.features[:0], {}))
     (tmp_path/"config.json").write_text("{}"); (tmp_path/"model.safetensors").write_bytes(b"\x10")

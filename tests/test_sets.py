@@ -277,7 +277,7 @@ def test_slides_are_split_by_patient_with_every_class_in_validation(tmp_path):
 
 def test_faults_of_slide_sets_are_said_in_one_line(tmp_path):
     assert "holds no slide such as normal_001.tif" in slide_line("camelyon16", tmp_path)
-    assert "is not a set of slides: they are camelyon16" in slide_line("camelyon", tmp_path)
+    assert "labels.csv is missing, and camelyon is no published set (camelyon16, camelyon17, bracs)" in slide_line("camelyon", tmp_path)
     camelyon16(tmp_path/"a").unlink()
     assert "reference.csv is missing: fetch the published labels" in slide_line("camelyon16", tmp_path/"a")
     sheet = camelyon16(tmp_path/"a")
@@ -308,6 +308,39 @@ def test_a_part_without_a_class_is_refused(tmp_path):
     assert "no slide of the class negative is for test" in slide_line("camelyon17", tmp_path/"b", split=True)
     camelyon17(tmp_path/"d", patients=[0,60])
     assert "no choice of patients leaves every class both in training and in validation" in slide_line("camelyon17", tmp_path/"d", split=True)
+
+OWN = [f"s{i:02d}.ndpi,{'Sick' if i//3%2 else 'Well'},P{i//3},{'test' if i >= 18 else 'train'}" for i in range(36)]
+
+def own(root, columns="slide_id,label,patient_id,split", lines=OWN):
+    touch(root, *(f"{'old' if i%2 else 'new'}/s{i:02d}.{'svs' if i%3 else 'ndpi'}" for i in range(36)))
+    at = ["slide_id,label,patient_id,split".split(",").index(c) for c in columns.split(",")]
+    (root/"labels.csv").write_text("\n".join([columns, *(",".join(l.split(",")[j] for j in at) for l in lines)]))
+    return S.read_slide_set("mine", root)
+
+@pytest.mark.parametrize("columns,patients,parts", [("slide_id,label,patient_id,split",12,{"","test"}), ("label,slide_id,patient_id",12,{"all"}), ("slide_id,label",36,{"all"}), ("slide_id,label,split",36,{"","test"})])
+def test_a_set_of_ones_own(tmp_path, columns, patients, parts):
+    df = own(tmp_path, columns)
+    assert df.slide_id.tolist()==[f"s{i:02d}" for i in range(36)] and df.patient_id.nunique()==patients and set(df.split)==parts
+    assert df.label[:6].tolist()==["Well"]*3+["Sick"]*3 and df.attrs==dict(name="mine", title="mine", standin=False, classes=["Sick","Well"])
+    assert df.path.map(lambda p: Path(p).is_file()).all()
+    out = S.split_slides(df, .25, 0, .3)
+    assert (out.groupby("patient_id").split.nunique()==1).all() and out.groupby("split").label.nunique().to_dict()==dict(test=2, train=2, val=2)
+    assert S.split_slides(df, .25, 0, .3).equals(out) and (out.split[df.split=="test"]=="test").all()
+    out.to_csv(tmp_path/"labels.csv", index=False)
+    assert S.read_slide_set("mine", tmp_path).equals(out), "what is written can be read again"
+
+@pytest.mark.parametrize("lines,why", [
+    (OWN[:-2], "labels.csv lacks 2 of 36 slides, such as s34"), ([*OWN,OWN[3]], "lists 1 slides twice, such as s03"), ([*OWN,"s99,Well,Q,train"], "slides that are not there, such as s99"),
+    ([OWN[0].replace("Well",""),*OWN[1:]], "has 1 unknown labels, such as '' of s00: they are well, sick"), ([OWN[0].replace("train","validate"),*OWN[1:]], "'validate' of s00: they are train, val, test"),
+    ([*OWN[:17],OWN[17].replace("P5","P6"),*OWN[18:]], "puts the patient P6 into test and train: keep all slides of a patient in one part"),
+    ([l.replace("Sick,P","Well,P") if ",test" in l else l for l in OWN], "no slide of the class Sick is for test"),
+    ([l.replace("train","val" if "Well" in l else "train") for l in OWN], "no slide of the class Well is for train")])
+def test_faults_of_a_set_of_ones_own_are_said_in_one_line(tmp_path, lines, why):
+    with pytest.raises(PathgenError) as e: S.split_slides(own(tmp_path, lines=lines), .25, 0)
+    assert why in str(e.value) and "\n" not in str(e.value)
+
+def test_a_label_file_without_labels(tmp_path):
+    with pytest.raises(PathgenError, match="lacks the column label"): own(tmp_path, "slide_id")
 
 def test_the_names_of_slide_classes_go_together():
     for name,classes in S.SLIDE_CLASSES.items():
