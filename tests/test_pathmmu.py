@@ -6,8 +6,9 @@ from conftest import ROOT
 from test_endpoint import server, text
 from pathgen import lmm as L, pathmmu
 from pathgen.clip import build_clip
-from pathgen.chat import put_choice
+from pathgen.chat import by_letter, put_choice
 from pathgen.core import PathgenError, read_json
+from pathgen.lmm import encode, tail_scores
 from pathgen.pathmmu import *
 
 COLOURS = dict(red=(200,40,60), green=(40,160,80), blue=(50,70,200))
