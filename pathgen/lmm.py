@@ -7,12 +7,12 @@ Docs: https://pathgen.github.io/pathgen/lmm.html.md"""
 # %% auto #0
 __all__ = ['SPECIAL', 'TEMPLATE', 'TINY_LLM', 'PROJECTOR', 'BOTH', 'CARD', 'make_tokenizer', 'build_llm', 'Lmm', 'tower',
            'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'likelihood', 'encode', 'tail_scores', 'open_image', 'by_image',
-           'option_scores', 'save_lmm', 'weights_hash', 'load_lmm', 'all_said', 'teach']
+           'mean_features', 'option_scores', 'save_lmm', 'weights_hash', 'load_lmm', 'all_said', 'teach']
 
 # %% ../nbs/05_lmm.ipynb #73929afa
 from dataclasses import dataclass
 from pathlib import Path
-import contextlib, os
+import contextlib, functools, os
 import numpy as np
 from .core import (PathgenError, atomic, digest, file_digest, one_line, pick_device, progress, read_json, rng, write_json,
                           write_text)
@@ -424,12 +424,22 @@ def _features(lmm, paths): # Path to features, of the images that can be read
     images = {p:im for p in paths if (im := open_image(p)) is not None}
     return dict(zip(images, encode(lmm, list(images.values())))) if images else {}
 
+def mean_features(
+    lmm, # A LLaVA, `Lmm`
+    paths:list, # Image files
+): # -> Tensor (tokens, dim)
+    "What the language model gets to see on average, of the images that can be read."
+    import torch
+    seen = [f for i in range(0, len(paths), lmm.batch) for f in _features(lmm, paths[i:i+lmm.batch]).values()]
+    return torch.stack(seen).mean(0) if seen else None
+
 def option_scores(
     lmm, # A LLaVA or a language model, `Lmm`
     prompts:list, # Of str
     options:list, # Of each prompt the answers to judge, lists of str
     paths:list=None, # Of each prompt the file of its image; None for no images
     desc:str="", # For the progress bar; none without
+    against=None, # Features whose scores are taken off, such as `mean_features`
 )->list: # Of each prompt its scores, from `tail_scores`; None where the image cannot be read
     "How likely answers are behind many prompts."
     out, parts = [None]*len(prompts), by_image(paths or range(len(prompts)), lmm.batch)
@@ -438,8 +448,9 @@ def option_scores(
         todo = sorted((n for n in part if not paths or paths[n] in seen), key=lambda n: len(prompts[n]))
         for i in range(0, len(todo), lmm.batch):
             b = todo[i:i+lmm.batch]
-            features = [seen[paths[n]] for n in b] if paths else None
-            for n,s in zip(b, tail_scores(lmm, [prompts[n] for n in b], [options[n] for n in b], features)): out[n] = s
+            score = functools.partial(tail_scores, lmm, [prompts[n] for n in b], [options[n] for n in b])
+            got, off = score([seen[paths[n]] for n in b] if paths else None), [0]*len(b) if against is None else score([against]*len(b))
+            for n,s,o in zip(b, got, off): out[n] = s-o
     return out
 
 # %% ../nbs/05_lmm.ipynb #0d933bc8

@@ -6,10 +6,10 @@ Docs: https://pathgen.github.io/pathgen/pathmmu.html.md"""
 
 # %% auto #0
 __all__ = ['SUBSETS', 'SPLITS', 'PARTS', 'WAYS', 'ANSWER', 'CODE', 'bare', 'plain', 'bound', 'find_right', 'read_pathmmu',
-           'in_parts', 'census', 'shifted', 'by_option', 'read_answer', 'can_judge', 'likely', 'Picked',
-           'write_answers', 'take_answers', 'judge', 'random_choice', 'frequent_choice', 'interval', 'summary',
-           'vlmevalkit', 'write_vlmevalkit', 'models_of', 'ask_one', 'key_of', 'hash_of', 'plot_subsets', 'plot_shifts',
-           'show_questions', 'answers_of', 'who_is', 'all_rows', 'headline', 'run_pathmmu', 'table4']
+           'in_parts', 'census', 'shifted', 'by_option', 'read_answer', 'can_judge', 'likely', 'typical_images',
+           'Picked', 'write_answers', 'take_answers', 'judge', 'random_choice', 'frequent_choice', 'interval',
+           'summary', 'vlmevalkit', 'write_vlmevalkit', 'models_of', 'ask_one', 'key_of', 'hash_of', 'plot_subsets',
+           'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows', 'headline', 'run_pathmmu', 'table4']
 
 # %% ../nbs/53_pathmmu.ipynb #53d4f4b9
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from .core import (PathgenError, digest, each, file_digest, need, one_line, pick_device, progress, read_json,
     read_table, rng, write_metrics, write_table, write_text)
 from .chat import LETTERS, AnswerError, Role, ask_many, by_letter, get_provider, lettered, put_choice
-from .lmm import _behind, _front, _prefix, _tokens, by_image, encode, open_image, option_scores, tail_scores
+from .lmm import _behind, _front, _prefix, _tokens, by_image, encode, mean_features, open_image, option_scores, tail_scores
 from .sets import named_model
 
 # %% ../nbs/53_pathmmu.ipynb #9eca11d7
@@ -156,7 +156,7 @@ def read_answer(
     return -1, "none"
 
 # %% ../nbs/53_pathmmu.ipynb #1639f640
-WAYS = ("letters", "words", "written") # Likelihood of the letter or of the option's words, or a written answer
+WAYS = ("letters", "words", "contrast", "written") # Likelihood of the letter, of the option's words, or what the image adds to that; or a written answer
 
 def can_judge(
     lmm, # `Lmm`
@@ -171,15 +171,25 @@ def can_judge(
 def likely(
     lmm, # A LLaVA or a language model, `Lmm`
     rows:pd.DataFrame, # From `shifted`
-    way:str="letters", # letters or words
+    way:str="letters", # letters, words or contrast
     blind:bool=False, # Without images
     desc:str="", # For the progress bar; none without
+    typical=(), # Image files whose mean is the contrast
 )->list: # Of each row its scores, an array; None where the image cannot be read
     "Judge all options of all rows."
     can_judge(lmm, blind)
-    prompts = list(rows.question) if way == "words" else [put_choice(r.question, r.options) for r in rows.itertuples()]
-    tails = [list(o) if way == "words" else list(LETTERS[:len(o)]) for o in rows.options]
-    return option_scores(lmm, prompts, tails, None if blind else list(rows.path), desc)
+    prompts = [put_choice(r.question, r.options) if way == "letters" else r.question for r in rows.itertuples()]
+    tails = [list(LETTERS[:len(o)]) if way == "letters" else list(o) for o in rows.options]
+    against = mean_features(lmm, typical) if way == "contrast" else None
+    return option_scores(lmm, prompts, tails, None if blind else list(rows.path), desc, against)
+
+def typical_images(
+    df:pd.DataFrame, # From `read_pathmmu`
+)->list: # Files
+    "The images of the validation part."
+    paths = list(df[(df.split == "val") & (df.path != "")].path.unique())
+    if paths: return paths
+    raise PathgenError(f"{df.attrs['file']}: contrast compares with the images of the part val, and none is there: put words in its place in pathmmu.ways")
 
 # %% ../nbs/53_pathmmu.ipynb #3e76a713
 class Picked(BaseModel):
@@ -235,12 +245,12 @@ def take_answers(
     desc:str="", # For the progress bar; none without
 )->pd.DataFrame: # id, shift, pick (number in the published order, -1 for none), read, said, scores (list), complaint
     "Ask a model all questions whose image is there."
-    rows = shifted(df if blind else df[df.path != ""], rotations and way != "words")
+    rows = shifted(df if blind else df[df.path != ""], rotations and way not in ("words","contrast"))
     if way == "written":
         got = write_answers(model, rows, blind, max_tokens, chat, desc)
         took = [None if g is None else (*read_answer(g[0], o), g[0], [], g[1]) for g,o in zip(got, rows.options)]
     else:
-        got = likely(model, rows, way, blind, desc)
+        got = likely(model, rows, way, blind, desc, typical_images(df) if way == "contrast" else ())
         took = [None if s is None else (int(s.argmax()), way, LETTERS[s.argmax()], s.tolist(), "") for s in got]
     took = [t or (-1, "no image", "", [], "the image cannot be read") for t in took]
     out = pd.DataFrame(took, columns=["pick","read","said","scores","complaint"]).assign(id=rows.id, shift=rows["shift"])
@@ -346,8 +356,9 @@ def models_of(
         if w not in WAYS: raise PathgenError(f"pathmmu.ways names {w}, which is none: choose from {', '.join(WAYS)}")
     apart = dict(named_model(b, data) for b in blind if b not in named)
     who = [(l, n, b) for l,n in named.items() for b in ([False, True] if l in blind else [False])] + [(l, n, True) for l,n in apart.items()]
-    own = lambda name: ["written"] if str(name).startswith("openai:") else ways
-    return [dict(label=l, name=str(n), way=w, blind=b) for l,n,b in who for w in own(n)]
+    possible = lambda b: dict.fromkeys("words" if b and w == "contrast" else w for w in ways)
+    own = lambda name, b: ["written"] if str(name).startswith("openai:") else possible(b)
+    return [dict(label=l, name=str(n), way=w, blind=b) for l,n,b in who for w in own(n, b)]
 
 def ask_one(
     item:dict, # From `models_of`
@@ -437,7 +448,7 @@ def show_questions(
     return fig
 
 # %% ../nbs/53_pathmmu.ipynb #82fd85ea
-CODE = [ask_one, take_answers, likely, option_scores, tail_scores, _behind, _prefix, _tokens, _front, encode, write_answers,
+CODE = [ask_one, take_answers, likely, typical_images, mean_features, option_scores, tail_scores, _behind, _prefix, _tokens, _front, encode, write_answers,
         _asked_endpoint, read_answer, by_letter, by_option, put_choice, shifted]
 
 def answers_of(
