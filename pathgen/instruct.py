@@ -68,7 +68,10 @@ WORDINGS = dict(
     lymphocytes="""many lymphocytes; lymphoid cells; a dense lymphoid infiltrate; clusters of lymphoid cells; small
         round lymphoid cells; lymphoid aggregates; tumour-infiltrating lymphocytes; lymphoid tissue""",
     necrosis="""necrotic tissue; areas of necrosis; tumour necrosis; dead, necrotic cells; a necrotic area; cell debris;
-        necrotic material; foci of necrosis; coagulative necrosis""",
+        necrotic material; foci of necrosis; coagulative necrosis""")
+
+# %% ../nbs/41_instruct.ipynb #686d4f2b
+WORDINGS |= dict(
     mucin="""mucus; abundant mucus; lakes of mucin; extracellular mucin; mucinous material; mucin pools; pale mucin;
         mucinous areas; goblet cells""",
     hemorrhage="""bleeding; fresh haemorrhage; areas of haemorrhage; red blood cells outside of vessels; free
@@ -91,6 +94,7 @@ WORDINGS = dict(
     benign="""non-neoplastic tissue; a benign lesion; a non-malignant process; healthy tissue; benign changes; benign
         cells; a benign condition; non-malignant tissue""")
 
+# %% ../nbs/41_instruct.ipynb #c6c3db8c
 @functools.cache
 def forms(
     concept:str, # Id in the lexicon

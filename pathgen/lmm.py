@@ -424,6 +424,7 @@ def _features(lmm, paths): # Path to features, of the images that can be read
     images = {p:im for p in paths if (im := open_image(p)) is not None}
     return dict(zip(images, encode(lmm, list(images.values())))) if images else {}
 
+# %% ../nbs/05_lmm.ipynb #f67e05c3
 def mean_features(
     lmm, # A LLaVA, `Lmm`
     paths:list, # Image files
