@@ -9,7 +9,7 @@ __all__ = ['PROVIDERS', 'RULES', 'OPENAI', 'MAX_TOKENS', 'Unaided', 'ENHANCE', '
            'LETTERS', 'JUDGE', 'Role', 'render', 'AnswerError', 'Misfit', 'check', 'Provider', 'register',
            'get_provider', 'builtin', 'endpoint', 'is_local', 'data_url', 'told', 'message', 'spend', 'serves', 'allow',
            'image_tokens', 'estimate', 'Answer', 'provenance', 'ask', 'ask_many', 'unaided', 'Enhanced', 'without',
-           'Broken', 'Turn', 'Dialogue', 'bare', 'Choice', 'Choices', 'lettered', 'put_choice', 'Verdict']
+           'Broken', 'Turn', 'Dialogue', 'bare', 'Choice', 'Choices', 'lettered', 'put_choice', 'by_letter', 'Verdict']
 
 # %% ../nbs/02_chat.ipynb #1571b275
 import inspect, json, math, os, re, string, sys, threading
@@ -601,6 +601,19 @@ def put_choice(
 )->str:
     "A multiple-choice question as it is put to a model."
     return f"{question}\n{lettered(options)}\nAnswer with the option's letter from the given choices directly."
+
+def by_letter(
+    text:str, # What a model wrote
+    n:int, # Options
+)->int: # Number of the option; -1 for none
+    "The option whose letter the answer gives."
+    one = f"[{LETTERS[:n]}]"
+    alone = rf"\W*({one})(?![\w'’])(?!(?<=A)\s+(?!because|since|as\b)[a-z])"
+    for way in (rf"(?i)^\W*({one})\W*$", rf"^\W*({one})\s*[).:,\]*](?!\s*{one}\b)",
+                rf"(?i:answer)(?:\W+(?i:is|would be|letter|option))*{alone}", rf"(?i:option|choice){alone}", rf"\(({one})\)"):
+        found = {f.upper() for f in re.findall(way, text.strip())}
+        if found: return LETTERS.index(*found) if len(found) == 1 else -1
+    return -1
 
 # %% ../nbs/02_chat.ipynb #190469e5
 class Verdict(BaseModel):

@@ -6,12 +6,13 @@ Docs: https://pathgen.github.io/pathgen/lmm.html.md"""
 
 # %% auto #0
 __all__ = ['SPECIAL', 'TEMPLATE', 'TINY_LLM', 'PROJECTOR', 'BOTH', 'CARD', 'make_tokenizer', 'build_llm', 'Lmm', 'tower',
-           'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'likelihood', 'save_lmm', 'weights_hash', 'load_lmm', 'teach']
+           'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'likelihood', 'encode', 'tail_scores', 'open_image', 'by_image',
+           'mean_features', 'option_scores', 'save_lmm', 'weights_hash', 'load_lmm', 'all_said', 'teach']
 
 # %% ../nbs/05_lmm.ipynb #73929afa
 from dataclasses import dataclass
 from pathlib import Path
-import contextlib, os
+import contextlib, functools, os
 import numpy as np
 from .core import (PathgenError, atomic, digest, file_digest, one_line, pick_device, progress, read_json, rng, write_json,
                           write_text)
@@ -162,6 +163,10 @@ def _processor(config, tokenizer, mean, std):
     return LlavaProcessor(look, tokenizer, patch_size=config.patch_size, vision_feature_select_strategy="default",
                           num_additional_image_tokens=1, image_token="<image>", chat_template=tokenizer.chat_template)
 
+def _projector(m, seed): # Give the one part that is new its weights
+    part = m.model.multi_modal_projector.to_empty(device="cpu")
+    with _seeded(seed): part.apply(m._init_weights)
+
 def _take_in(tokenizer, llm): # Make room for the image token
     if "<image>" not in tokenizer.get_vocab():
         tokenizer.add_tokens(["<image>"], special_tokens=True)
@@ -178,12 +183,14 @@ def build_lmm(
     seed:int=0, # Of the projector
 )->Lmm:
     "A LLaVA with an untrained projector."
+    import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
     _take_in(tokenizer, llm)
     t = tower(clip, px)
     c = LlavaConfig(vision_config=t.config, text_config=llm.config, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), tie_word_embeddings=False,
                     image_seq_length=(t.config.image_size//t.config.patch_size)**2, vision_feature_layer=-2, vision_feature_select_strategy="default")
-    with _seeded(seed): m = LlavaForConditionalGeneration(c)
+    with torch.device("meta"): m = LlavaForConditionalGeneration(c)
+    _projector(m, seed)
     m.model.vision_tower, m.model.language_model, m.lm_head = t, llm.model, llm.lm_head
     pre = getattr(clip.model.visual, "preprocess_cfg", {})
     p = _processor(t.config, tokenizer, pre.get("mean", MEAN), pre.get("std", STD))
@@ -215,11 +222,17 @@ class Talks:
         at = self.rows[i].get("image")
         return dict(row=i, ids=self.ids[i][0], spans=self.ids[i][1], image=None if at is None else self.images[at])
 
-def _collate(lmm, rows): # A batch for the trainer, padded on the right
+def _padded(rows, value=0): # Lists of numbers as a tensor, padded on the right
     import torch
-    pad = lambda rows, value: torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
+
+def _read(lmm, ids): # What a model is given of token ids
+    return dict(input_ids=_padded(ids, lmm.tokenizer.pad_token_id), attention_mask=_padded([[1]*len(i) for i in ids]))
+
+def _collate(lmm, rows): # A batch for the trainer
+    import torch
     told = lambda r: [t if any(a <= k < b for a,b in r["spans"]) else -100 for k,t in enumerate(r["ids"])]
-    out = dict(input_ids=pad([r["ids"] for r in rows], lmm.tokenizer.pad_token_id), attention_mask=pad([[1]*len(r["ids"]) for r in rows], 0), labels=pad(map(told, rows), -100))
+    out = _read(lmm, [r["ids"] for r in rows]) | dict(labels=_padded(map(told, rows), -100))
     if rows[0]["image"] is None: return out
     g = rng("augment", *(r["row"] for r in rows))
     look = lmm.processor.image_processor
@@ -296,14 +309,13 @@ def _printer():
     return PrinterCallback
 
 # %% ../nbs/05_lmm.ipynb #32b5416e
-def _given(lmm, rows, images): # Ids, mask, pixels and spans of conversations, padded on the right
-    import torch
+def _pixels(lmm, images): # What a tower is given of images
+    return lmm.processor.image_processor([_picture(lmm, i) for i in images], return_tensors="pt")["pixel_values"].to(lmm.device, lmm.model.dtype)
+
+def _given(lmm, rows, images): # Ids, mask, pixels and spans of conversations
     talks = Talks(lmm, rows, images)
-    pad = lambda rows, v: torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=v).to(lmm.device)
-    b = dict(input_ids=pad([i for i,_ in talks.ids], lmm.tokenizer.pad_token_id), attention_mask=pad([[1]*len(i) for i,_ in talks.ids], 0))
-    if "image" in rows[0]:
-        ims = [_picture(lmm, images[r["image"]]) for r in rows]
-        b["pixel_values"] = lmm.processor.image_processor(ims, return_tensors="pt")["pixel_values"].to(lmm.device, lmm.model.dtype)
+    b = {k:v.to(lmm.device) for k,v in _read(lmm, [i for i,_ in talks.ids]).items()}
+    if "image" in rows[0]: b["pixel_values"] = _pixels(lmm, [images[r["image"]] for r in rows])
     return b, [spans for _,spans in talks.ids]
 
 def likelihood(
@@ -320,6 +332,127 @@ def likelihood(
         of = logp[:,:-1].gather(2, b["input_ids"][:,1:,None])[...,0]
         out += [torch.cat([o[i-1:j-1] for i,j in sp]).mean().item() for o,sp in zip(of, spans)]
     return np.array(out)
+
+# %% ../nbs/05_lmm.ipynb #4b177cca
+def encode(
+    lmm, # A LLaVA, `Lmm`
+    images:list, # uint8 (h,w,3) arrays or PIL images
+)->list: # Tensors (tokens, dim), one an image
+    "What the language model gets to see of images."
+    import torch
+    with torch.inference_mode(): return list(lmm.model.model.get_image_features(_pixels(lmm, images), return_dict=True).pooler_output)
+
+def _front(lmm, prompt, image): # Text up to where the answer begins; with room for the features of an image
+    said = [dict(type="image")]*image + [dict(type="text", text=prompt)] if lmm.sees else prompt
+    text = lmm.processor.apply_chat_template([dict(role="user", content=said)], tokenize=False, add_generation_prompt=True)
+    if not image: return text
+    return text.replace(lmm.processor.image_token, lmm.processor.image_token*lmm.model.config.image_seq_length)
+
+def _ids(lmm, text):
+    bos = lmm.tokenizer.bos_token
+    return lmm.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+
+def _tokens(lmm, prompt, tails, image): # Ids of a prompt, and those of each answer behind it
+    front = _front(lmm, prompt, image)
+    gap, ids = "" if front[-1:].isspace() else " ", _ids(lmm, front)
+    whole = [_ids(lmm, front+gap+t) for t in tails]
+    if all(w[:len(ids)] == ids for w in whole): return ids, [w[len(ids):] for w in whole]
+    raise PathgenError(f"{lmm.name}: its tokenizer joins question and answer: have it write its answers instead")
+
+def _prefix(lmm, ids, features): # Pass over prompts, padded on the left; output and mask
+    import torch
+    from types import SimpleNamespace
+    n, pad = max(map(len, ids)), lmm.tokenizer.pad_token_id
+    mask = torch.tensor([[0]*(n-len(i)) + [1]*len(i) for i in ids], device=lmm.device)
+    x = torch.tensor([[pad]*(n-len(i)) + i for i in ids], device=lmm.device)
+    seen = {} if features is None else dict(mm_encoder_outputs=dict(image=SimpleNamespace(pooler_output=features)))
+    at = (mask.cumsum(1)-1).clamp(min=0)
+    return lmm.model(input_ids=x, attention_mask=mask, position_ids=at, use_cache=True, logits_to_keep=1, **seen), mask
+
+# %% ../nbs/05_lmm.ipynb #9c5d3d31
+def _behind(lmm, out, mask, tails): # Log-likelihood of all tokens but the first: (prompts, tails of each, longest-1)
+    import torch
+    k, n = len(tails[0]), max(len(t) for ts in tails for t in ts)
+    rows = [t for ts in tails for t in ts]
+    x, real = _padded(rows).to(mask.device), _padded([[1]*len(t) for t in rows]).to(mask.device)
+    out.past_key_values.batch_repeat_interleave(k)
+    at = mask.sum(1).repeat_interleave(k)[:,None] + torch.arange(n-1, device=mask.device)
+    whole = torch.cat([mask.repeat_interleave(k, 0), real[:,:-1]], 1)
+    z = lmm.model(input_ids=x[:,:-1], attention_mask=whole, position_ids=at, past_key_values=out.past_key_values).logits
+    z = z.float().log_softmax(-1)
+    return (z.gather(2, x[:,1:,None])[...,0]*real[:,1:]).view(len(tails), k, n-1)
+
+def tail_scores(
+    lmm, # A LLaVA or a language model, `Lmm`
+    prompts:list, # Of str
+    tails:list, # Of each prompt the answers to judge, lists of str
+    features:list=None, # Of each prompt its image, from `encode`; None for no images
+)->list: # Of each prompt an array: mean log-likelihood of a token of each tail
+    "How likely answers are behind their prompts, in one batch."
+    import torch
+    told = [_tokens(lmm, p, ts, features is not None) for p,ts in zip(prompts, tails)]
+    most = max(len(t) for _,t in told)
+    full = [[*t, *[t[0]]*(most-len(t))] for _,t in told]
+    with torch.inference_mode():
+        out, mask = _prefix(lmm, [i for i,_ in told], features)
+        first = out.logits[:,-1].float().log_softmax(-1)
+        sums = first.gather(1, torch.tensor([[t[0] for t in ts] for ts in full], device=mask.device))
+        if any(len(t) > 1 for ts in full for t in ts): sums = sums + _behind(lmm, out, mask, full).sum(2)
+    sums = sums.double().cpu().numpy()
+    return [s[:len(t)]/[len(i) for i in t] for s,(_,t) in zip(sums, told)]
+
+# %% ../nbs/05_lmm.ipynb #5049aa88
+def open_image(
+    path, # An image file
+): # -> uint8 (h, w, 3), or None if it cannot be read
+    "The pixels of an image."
+    from PIL import Image
+    try: return np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, ValueError): return
+
+def by_image(
+    paths, # Of each question its image
+    batch:int, # Images at a time
+)->list: # Lists of numbers of questions
+    "The questions on a batch of images together."
+    at = {}
+    for n,p in enumerate(paths): at.setdefault(p, []).append(n)
+    groups = list(at.values())
+    return [sum(groups[i:i+batch], []) for i in range(0, len(groups), batch)]
+
+def _features(lmm, paths): # Path to features, of the images that can be read
+    images = {p:im for p in paths if (im := open_image(p)) is not None}
+    return dict(zip(images, encode(lmm, list(images.values())))) if images else {}
+
+# %% ../nbs/05_lmm.ipynb #f67e05c3
+def mean_features(
+    lmm, # A LLaVA, `Lmm`
+    paths:list, # Image files
+): # -> Tensor (tokens, dim)
+    "What the language model gets to see on average, of the images that can be read."
+    import torch
+    seen = [f for i in range(0, len(paths), lmm.batch) for f in _features(lmm, paths[i:i+lmm.batch]).values()]
+    return torch.stack(seen).mean(0) if seen else None
+
+def option_scores(
+    lmm, # A LLaVA or a language model, `Lmm`
+    prompts:list, # Of str
+    options:list, # Of each prompt the answers to judge, lists of str
+    paths:list=None, # Of each prompt the file of its image; None for no images
+    desc:str="", # For the progress bar; none without
+    against=None, # Features whose scores are taken off, such as `mean_features`
+)->list: # Of each prompt its scores, from `tail_scores`; None where the image cannot be read
+    "How likely answers are behind many prompts."
+    out, parts = [None]*len(prompts), by_image(paths or range(len(prompts)), lmm.batch)
+    for part in progress(parts, desc) if desc else parts:
+        seen = _features(lmm, dict.fromkeys(paths[n] for n in part)) if paths else {}
+        todo = sorted((n for n in part if not paths or paths[n] in seen), key=lambda n: len(prompts[n]))
+        for i in range(0, len(todo), lmm.batch):
+            b = todo[i:i+lmm.batch]
+            score = functools.partial(tail_scores, lmm, [prompts[n] for n in b], [options[n] for n in b])
+            got, off = score([seen[paths[n]] for n in b] if paths else None), [0]*len(b) if against is None else score([against]*len(b))
+            for n,s,o in zip(b, got, off): out[n] = s-o
+    return out
 
 # %% ../nbs/05_lmm.ipynb #0d933bc8
 CARD = """---
@@ -414,7 +547,10 @@ def _numbered(rows, data, px): # Rows with the number of their image, and the im
     at = {f:i for i,f in enumerate(files)}
     return [r | ({"image":at[r["image"]]} if "image" in r else {}) for r in rows], load_images([Path(data)/f for f in files], px) if files else None
 
-def _said(rows): # All that is said in conversations
+def all_said(
+    rows:list, # Conversations as of `Talks`
+)->list: # Of str
+    "All that is said in conversations."
     return [t for r in rows for turn in [(r["prompt"], r["answer"]), *r.get("more", ())] for t in turn]
 
 # %% ../nbs/05_lmm.ipynb #0788cbeb
@@ -438,7 +574,7 @@ def teach(
     done = read_json(record) if record.is_file() else {}
     if done.get("key") == key: return load_lmm(out, device), done["losses"]
     record.unlink(missing_ok=True)
-    m, losses = _untaught([*_said(every), *texts], clip, start, px, seed), []
+    m, losses = _untaught([*all_said(every), *texts], clip, start, px, seed), []
     m.model.to(device); m.device = device
     for k,(rows,parts,epochs,lr) in enumerate(lessons):
         talks = Talks(m, *_numbered(rows, data, m.px))

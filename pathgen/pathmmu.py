@@ -6,11 +6,10 @@ Docs: https://pathgen.github.io/pathgen/pathmmu.html.md"""
 
 # %% auto #0
 __all__ = ['SUBSETS', 'SPLITS', 'PARTS', 'WAYS', 'ANSWER', 'CODE', 'bare', 'plain', 'bound', 'find_right', 'read_pathmmu',
-           'in_parts', 'census', 'shifted', 'by_letter', 'by_option', 'read_answer', 'encode', 'tail_scores',
-           'open_image', 'can_judge', 'likely', 'Picked', 'write_answers', 'take_answers', 'judge', 'random_choice',
-           'frequent_choice', 'interval', 'summary', 'vlmevalkit', 'write_vlmevalkit', 'models_of', 'ask_one', 'key_of',
-           'hash_of', 'plot_subsets', 'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows', 'headline',
-           'run_pathmmu', 'table4']
+           'in_parts', 'census', 'shifted', 'by_option', 'read_answer', 'can_judge', 'likely', 'typical_images',
+           'Picked', 'write_answers', 'take_answers', 'judge', 'random_choice', 'frequent_choice', 'interval',
+           'summary', 'vlmevalkit', 'write_vlmevalkit', 'models_of', 'ask_one', 'key_of', 'hash_of', 'plot_subsets',
+           'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows', 'headline', 'run_pathmmu', 'table4']
 
 # %% ../nbs/53_pathmmu.ipynb #53d4f4b9
 from pathlib import Path
@@ -19,8 +18,8 @@ import numpy as np, pandas as pd
 from pydantic import BaseModel, Field
 from .core import (PathgenError, digest, each, file_digest, need, one_line, pick_device, progress, read_json,
     read_table, rng, write_metrics, write_table, write_text)
-from .chat import LETTERS, AnswerError, Role, ask_many, get_provider, lettered, put_choice
-from .clip import square
+from .chat import LETTERS, AnswerError, Role, ask_many, by_letter, get_provider, lettered, put_choice
+from .lmm import _behind, _front, _prefix, _tokens, by_image, encode, mean_features, open_image, option_scores, tail_scores
 from .sets import named_model
 
 # %% ../nbs/53_pathmmu.ipynb #9eca11d7
@@ -137,19 +136,6 @@ def shifted(
     return out.reset_index(drop=True)
 
 # %% ../nbs/53_pathmmu.ipynb #26d03758
-def by_letter(
-    text:str, # What a model wrote
-    n:int, # Options
-)->int: # Number of the option; -1 for none
-    "The option whose letter the answer gives."
-    one = f"[{LETTERS[:n]}]"
-    alone = rf"\W*({one})(?![\w'’])(?!(?<=A)\s+(?!because|since|as\b)[a-z])"
-    for way in (rf"(?i)^\W*({one})\W*$", rf"^\W*({one})\s*[).:,\]*](?!\s*{one}\b)",
-                rf"(?i:answer)(?:\W+(?i:is|would be|letter|option))*{alone}", rf"(?i:option|choice){alone}", rf"\(({one})\)"):
-        found = {f.upper() for f in re.findall(way, text.strip())}
-        if found: return LETTERS.index(*found) if len(found) == 1 else -1
-    return -1
-
 def by_option(
     text:str, # What a model wrote
     options:list, # Texts without letters
@@ -170,94 +156,8 @@ def read_answer(
     return -1, "none"
 
 # %% ../nbs/53_pathmmu.ipynb #1639f640
-def encode(
-    lmm, # A LLaVA, `Lmm`
-    images:list, # uint8 (h,w,3) arrays or PIL images
-)->list: # Tensors (tokens, dim), one an image
-    "What the language model gets to see of images."
-    import torch
-    from PIL import Image
-    pictures = [Image.fromarray(square(i, lmm.px)) for i in images]
-    px = lmm.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    with torch.inference_mode():
-        return list(lmm.model.model.get_image_features(px.to(lmm.device, lmm.model.dtype), return_dict=True).pooler_output)
+WAYS = ("letters", "words", "contrast", "written") # Likelihood of the letter, of the option's words, or what the image adds to that; or a written answer
 
-def _front(lmm, prompt, image): # Text up to where the answer begins; with room for the features of an image
-    said = [dict(type="image")]*image + [dict(type="text", text=prompt)] if lmm.sees else prompt
-    text = lmm.processor.apply_chat_template([dict(role="user", content=said)], tokenize=False, add_generation_prompt=True)
-    if not image: return text
-    return text.replace(lmm.processor.image_token, lmm.processor.image_token*lmm.model.config.image_seq_length)
-
-def _ids(lmm, text):
-    bos = lmm.tokenizer.bos_token
-    return lmm.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
-
-def _tokens(lmm, prompt, tails, image): # Ids of a prompt, and those of each answer behind it
-    front = _front(lmm, prompt, image)
-    gap, ids = "" if front[-1:].isspace() else " ", _ids(lmm, front)
-    whole = [_ids(lmm, front+gap+t) for t in tails]
-    if all(w[:len(ids)] == ids for w in whole): return ids, [w[len(ids):] for w in whole]
-    raise PathgenError(f"{lmm.name}: its tokenizer joins question and answer: put written alone into pathmmu.ways")
-
-def _prefix(lmm, ids, features): # Pass over prompts, padded on the left; output and mask
-    import torch
-    from types import SimpleNamespace
-    n, pad = max(map(len, ids)), lmm.tokenizer.pad_token_id
-    mask = torch.tensor([[0]*(n-len(i)) + [1]*len(i) for i in ids], device=lmm.device)
-    x = torch.tensor([[pad]*(n-len(i)) + i for i in ids], device=lmm.device)
-    seen = {} if features is None else dict(mm_encoder_outputs=dict(image=SimpleNamespace(pooler_output=features)))
-    at = (mask.cumsum(1)-1).clamp(min=0)
-    return lmm.model(input_ids=x, attention_mask=mask, position_ids=at, use_cache=True, logits_to_keep=1, **seen), mask
-
-# %% ../nbs/53_pathmmu.ipynb #fc2050cb
-def _behind(lmm, out, mask, tails): # Log-likelihood of all tokens but the first: (prompts, tails of each, longest-1)
-    import torch
-    k, n = len(tails[0]), max(len(t) for ts in tails for t in ts)
-    rows = [t for ts in tails for t in ts]
-    x = torch.tensor([t + [0]*(n-len(t)) for t in rows], device=mask.device)
-    real = torch.tensor([[1]*len(t) + [0]*(n-len(t)) for t in rows], device=mask.device)
-    out.past_key_values.batch_repeat_interleave(k)
-    at = mask.sum(1).repeat_interleave(k)[:,None] + torch.arange(n-1, device=mask.device)
-    whole = torch.cat([mask.repeat_interleave(k, 0), real[:,:-1]], 1)
-    z = lmm.model(input_ids=x[:,:-1], attention_mask=whole, position_ids=at, past_key_values=out.past_key_values).logits
-    z = z.float().log_softmax(-1)
-    return (z.gather(2, x[:,1:,None])[...,0]*real[:,1:]).view(len(tails), k, n-1)
-
-def tail_scores(
-    lmm, # A LLaVA or a language model, `Lmm`
-    prompts:list, # Of str
-    tails:list, # Of each prompt the answers to judge, lists of str
-    features:list=None, # Of each prompt its image, from `encode`; None for no images
-)->list: # Of each prompt an array: mean log-likelihood of a token of each tail
-    "How likely answers are behind their prompts, in one batch."
-    import torch
-    told = [_tokens(lmm, p, ts, features is not None) for p,ts in zip(prompts, tails)]
-    most = max(len(t) for _,t in told)
-    full = [[*t, *[t[0]]*(most-len(t))] for _,t in told]
-    with torch.inference_mode():
-        out, mask = _prefix(lmm, [i for i,_ in told], features)
-        first = out.logits[:,-1].float().log_softmax(-1)
-        sums = first.gather(1, torch.tensor([[t[0] for t in ts] for ts in full], device=mask.device))
-        if any(len(t) > 1 for ts in full for t in ts): sums = sums + _behind(lmm, out, mask, full).sum(2)
-    sums = sums.double().cpu().numpy()
-    return [s[:len(t)]/[len(i) for i in t] for s,(_,t) in zip(sums, told)]
-
-# %% ../nbs/53_pathmmu.ipynb #dd9001d0
-WAYS = ("letters", "words", "written") # Likelihood of the letter or of the option's words, or a written answer
-
-def open_image(
-    path, # An image file
-): # -> uint8 (h, w, 3), or None if it cannot be read
-    "The pixels of an image."
-    from PIL import Image
-    try: return np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, ValueError): return
-
-def _by_image(rows, batch): # Row numbers, those of a batch of images together
-    groups = list(rows.reset_index(drop=True).groupby("path", sort=False).indices.values())
-    return [np.concatenate(groups[i:i+batch]) for i in range(0, len(groups), batch)]
-
-# %% ../nbs/53_pathmmu.ipynb #dea96de9
 def can_judge(
     lmm, # `Lmm`
     blind:bool, # Without images
@@ -271,28 +171,25 @@ def can_judge(
 def likely(
     lmm, # A LLaVA or a language model, `Lmm`
     rows:pd.DataFrame, # From `shifted`
-    way:str="letters", # letters or words
+    way:str="letters", # letters, words or contrast
     blind:bool=False, # Without images
     desc:str="", # For the progress bar; none without
+    typical=(), # Image files whose mean is the contrast
 )->list: # Of each row its scores, an array; None where the image cannot be read
     "Judge all options of all rows."
     can_judge(lmm, blind)
-    out, parts = [None]*len(rows), _by_image(rows, lmm.batch)
-    prompt = lambda r: r.question if way == "words" else put_choice(r.question, r.options)
-    tails = lambda r: list(r.options) if way == "words" else list(LETTERS[:len(r.options)])
-    for part in progress(parts, desc) if desc else parts:
-        z = [rows.iloc[i] for i in part]
-        seen = {} if blind else _features(lmm, dict.fromkeys(r.path for r in z))
-        todo = sorted((len(prompt(r)), n) for n,r in enumerate(z) if blind or r.path in seen)
-        for i in range(0, len(todo), lmm.batch):
-            b = [z[n] for _,n in todo[i:i+lmm.batch]]
-            got = tail_scores(lmm, [prompt(r) for r in b], [tails(r) for r in b], None if blind else [seen[r.path] for r in b])
-            for (_,n),s in zip(todo[i:], got): out[part[n]] = s
-    return out
+    prompts = [put_choice(r.question, r.options) if way == "letters" else r.question for r in rows.itertuples()]
+    tails = [list(LETTERS[:len(o)]) if way == "letters" else list(o) for o in rows.options]
+    against = mean_features(lmm, typical) if way == "contrast" else None
+    return option_scores(lmm, prompts, tails, None if blind else list(rows.path), desc, against)
 
-def _features(lmm, paths): # Path to features, of the images that can be read
-    images = {p:im for p in paths if (im := open_image(p)) is not None}
-    return dict(zip(images, encode(lmm, list(images.values())))) if images else {}
+def typical_images(
+    df:pd.DataFrame, # From `read_pathmmu`
+)->list: # Files
+    "The images of the validation part."
+    paths = list(df[(df.split == "val") & (df.path != "")].path.unique())
+    if paths: return paths
+    raise PathgenError(f"{df.attrs['file']}: contrast compares with the images of the part val, and none is there: put words in its place in pathmmu.ways")
 
 # %% ../nbs/53_pathmmu.ipynb #3e76a713
 class Picked(BaseModel):
@@ -323,7 +220,7 @@ def write_answers(
     desc:str="", # For the progress bar; none without
 )->list: # Of each row (text, complaint); None where the image cannot be read
     "Have a model write its answers."
-    out, parts = [None]*len(rows), _by_image(rows, 32)
+    out, parts = [None]*len(rows), by_image(rows.path, 32)
     for part in progress(parts, desc) if desc else parts:
         seen = {} if blind else {p:open_image(p) for p in dict.fromkeys(rows.path.iloc[part])}
         part = [i for i in part if blind or seen[rows.path.iloc[i]] is not None]
@@ -348,12 +245,12 @@ def take_answers(
     desc:str="", # For the progress bar; none without
 )->pd.DataFrame: # id, shift, pick (number in the published order, -1 for none), read, said, scores (list), complaint
     "Ask a model all questions whose image is there."
-    rows = shifted(df if blind else df[df.path != ""], rotations and way != "words")
+    rows = shifted(df if blind else df[df.path != ""], rotations and way not in ("words","contrast"))
     if way == "written":
         got = write_answers(model, rows, blind, max_tokens, chat, desc)
         took = [None if g is None else (*read_answer(g[0], o), g[0], [], g[1]) for g,o in zip(got, rows.options)]
     else:
-        got = likely(model, rows, way, blind, desc)
+        got = likely(model, rows, way, blind, desc, typical_images(df) if way == "contrast" else ())
         took = [None if s is None else (int(s.argmax()), way, LETTERS[s.argmax()], s.tolist(), "") for s in got]
     took = [t or (-1, "no image", "", [], "the image cannot be read") for t in took]
     out = pd.DataFrame(took, columns=["pick","read","said","scores","complaint"]).assign(id=rows.id, shift=rows["shift"])
@@ -459,8 +356,9 @@ def models_of(
         if w not in WAYS: raise PathgenError(f"pathmmu.ways names {w}, which is none: choose from {', '.join(WAYS)}")
     apart = dict(named_model(b, data) for b in blind if b not in named)
     who = [(l, n, b) for l,n in named.items() for b in ([False, True] if l in blind else [False])] + [(l, n, True) for l,n in apart.items()]
-    own = lambda name: ["written"] if str(name).startswith("openai:") else ways
-    return [dict(label=l, name=str(n), way=w, blind=b) for l,n,b in who for w in own(n)]
+    possible = lambda b: dict.fromkeys("words" if b and w == "contrast" else w for w in ways)
+    own = lambda name, b: ["written"] if str(name).startswith("openai:") else possible(b)
+    return [dict(label=l, name=str(n), way=w, blind=b) for l,n,b in who for w in own(n, b)]
 
 def ask_one(
     item:dict, # From `models_of`
@@ -550,7 +448,7 @@ def show_questions(
     return fig
 
 # %% ../nbs/53_pathmmu.ipynb #82fd85ea
-CODE = [ask_one, take_answers, likely, tail_scores, _behind, _prefix, _tokens, _front, encode, write_answers,
+CODE = [ask_one, take_answers, likely, typical_images, mean_features, option_scores, tail_scores, _behind, _prefix, _tokens, _front, encode, write_answers,
         _asked_endpoint, read_answer, by_letter, by_option, put_choice, shifted]
 
 def answers_of(

@@ -6,8 +6,9 @@ from conftest import ROOT
 from test_endpoint import server, text
 from pathgen import lmm as L, pathmmu
 from pathgen.clip import build_clip
-from pathgen.chat import put_choice
+from pathgen.chat import by_letter, put_choice
 from pathgen.core import PathgenError, read_json
+from pathgen.lmm import encode, tail_scores
 from pathgen.pathmmu import *
 
 COLOURS = dict(red=(200,40,60), green=(40,160,80), blue=(50,70,200))
@@ -132,6 +133,13 @@ def test_who_sees_is_right_and_who_does_not_guesses(taught, room):
     assert sees.hit.mean()==1 and sees.consistent.mean()==1 and blind.hit.mean() < .5
     assert len({o[k] for o,k in zip(blind.options, blind.pick)})==1, "without an image it says the same word to the same question"
 
+def test_contrast_takes_off_what_words_are_worth_without_the_image(taught, room):
+    df = read_pathmmu(room)
+    assert judge(df, take_answers(taught, df, "contrast")).hit.mean() > .9
+    with pytest.raises(PathgenError, match="part val, and none is there: put words"): take_answers(taught, df[df.split != "val"], "contrast")
+    asked = models_of([f"a={taught.name}"], ["a"], ["contrast","words"], room)
+    assert [(w["way"], w["blind"]) for w in asked] == [("contrast", False), ("words", False), ("words", True)]
+
 def test_options_that_speak_of_each_other_keep_their_order(tmp_path):
     df = read_pathmmu(write_set(tmp_path/"s", q0=dict(options=["A) red", "B) blue", "C) Both A and B", "D) green"], answer="C) Both A and B")))
     rows = shifted(df)
@@ -185,7 +193,7 @@ def test_intervals_are_by_image_and_the_same_each_time():
     wide, narrow = np.ptp(interval(h, g, 500)), np.ptp(interval(h, np.arange(120), 500))
     assert wide > 2*narrow and np.isnan(interval(h, g, 0)).all()
 
-RUN = dict(seed=0, device="cpu", max_requests=99, folder="set", models=["llava"], blind=["llava"], ways=["words","letters"], rotations=True, bootstrap=50, max_tokens=4, retries=0)
+RUN = dict(seed=0, device="cpu", max_requests=99, folder="set", models=["llava"], blind=["llava"], ways=["contrast","words","letters"], rotations=True, bootstrap=50, max_tokens=4, retries=0)
 
 @pytest.fixture
 def root(taught, tmp_path):
@@ -200,7 +208,7 @@ def test_the_whole_stage(root):
     assert m["accuracy"]==1 and m["no_instruct"]==1 and m["blind"] < .5 and m["random"]==.25 and m["of_all"]==round(35/36, 4) and m["coverage"]==round(35/36, 4)
     assert {"consistent","unread","tiny","val","frequent","accuracy_PubMed","low","high","questions","right_by_exact","repeated","accuracy_letters","consistent_words"} <= set(m)
     assert (r["table"].low <= r["table"].accuracy+1e-9).all()
-    kit = pd.read_csv(root/"eval/pathmmu/vlmevalkit/llava.words_PathMMU.tsv", sep="\t")
+    kit = pd.read_csv(root/"eval/pathmmu/vlmevalkit/llava.contrast_PathMMU.tsv", sep="\t")
     assert list(kit)==["index","image_path","question","A","B","C","D","answer","category","split","prediction","hit"]
     assert len(kit)==43 and kit.hit.mean()==1 and (kit.prediction==kit.answer).all()
     whole = pd.read_csv(root/"eval/pathmmu/vlmevalkit/PathMMU.tsv", sep="\t")
