@@ -675,7 +675,7 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
         scattered=time_reading(path, px, out_px, scattered(path, px, patches//2), threads, rounds), stages=start_and_run(data),
         processes=time_processes(path, px, out_px, coords, threads, rounds), cosine=reduction_cosine(path, clip, px, out_px, coords),
         embedding=time_embedding(path, model, px, patches, threads, rounds, device), timeline=timeline(path, clip, px, coords, 32, threads),
-        selection=time_selection(select_patches, select_dim, rounds), encoders={a:encoder_rate(a, device) | training_rate(a, device) for a in archs} | {f"llava_{n}":answer_rate(n, device) for n in llavas}, large={},
+        selection=time_selection(select_patches, select_dim, rounds), encoders={a:encoder_rate(a, device) | training_rate(a, device) | stage_rate(path, a, px, patches, threads, device) for a in archs} | {f"llava_{n}":answer_rate(n, device) for n in llavas}, large={},
         training=time_training(sorted(need(Path(data)/"init/shards").glob("train-*.tar"))[:train_shards], 64, rounds, threads, pick_device(device)),
         probes=time_probes(), heads=time_heads(), **{k:f(str(need(Path(data)/"models"/m)), sorted(need(Path(data)/"patches").glob("*/*.jpg"))[:32], rounds, pick_device(device))
             for k,f,m in (("answers",time_answers,"describe"), ("questions",time_questions,"llava"))})
