@@ -317,7 +317,8 @@ def stage_rate(
         items = [dict(slide_id=f"slide-{i}", path=str(path), mpp=None, bag=f"{d}/tiles.h5") for i in range(slides*crew)]
         embed_slides(items, Path(d)/"features", model, device, workers, 256, 0.)
         done = sorted(p.stat().st_mtime for p in Path(d).glob("features/*.h5"))
-    return dict(embedded_per_second=len(coords)*(len(done)-crew)/(done[-1]-done[crew-1]))
+    first, last = crew-1, len(done)-crew # between these all processes are busy
+    return dict(embedded_per_second=len(coords)*(last-first)/(done[last]-done[first]))
 
 # %% ../nbs/80_speed.ipynb #ae8e94c0
 def operations(
