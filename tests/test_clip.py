@@ -164,3 +164,17 @@ def test_a_clipmodel_that_lacks_weights_is_refused(tmp_path):
     file = tmp_path/"hf/model.safetensors"
     save_file({k:v for k,v in load_file(file).items() if k!="visual_projection.weight"}, file, metadata=dict(format="pt"))
     with pytest.raises(PathgenError, match="lacks weights, such as visual_projection.weight"): C.load_clip(f"hf:{tmp_path/'hf'}", "cpu")
+
+def test_half_precision_encodes_from_a_copy_and_trains_whole_weights():
+    whole, quick = C.build_clip("tiny", 0, "cpu"), C.build_clip("tiny", 0, "cpu")
+    whole.precision, quick.precision = "fp32", "pure_bf16"
+    ims = np.random.default_rng(0).integers(0, 256, (4,112,112,3), np.uint8)
+    assert ((v := quick.encode_images(ims))*whole.encode_images(ims)).sum(1).min() > .999 and v.dtype == np.float32
+    assert C.encoder_of(quick) is C.encoder_of(quick) is not quick.model and next(quick.model.parameters()).dtype == torch.float32
+    quick.model.output_dict = True
+    light = C._light(quick.model, torch.bfloat16)
+    out = light(torch.randn(2,3,112,112, dtype=torch.bfloat16), quick.tokenizer(["fat","mucin"]))
+    out["image_features"].sum().backward()
+    assert quick.model.visual.conv1.weight.grad.dtype == torch.float32
+    C.fit(quick, ims, ["fat","mucin","glands","necrosis"], 2, 4, .01)
+    assert abs(quick.encode_images(ims)-v).max() > .01, "the copy is made anew of trained weights"
