@@ -526,7 +526,7 @@ def load_lmm(
     tok.padding_side, tok.pad_token = "left", tok.pad_token or tok.eos_token
     role = Path(name)/"agent.json"
     hash = weights_hash(name) if Path(name).is_dir() else digest(name, getattr(m.config, "_commit_hash", None))
-    batch = 64 if device.startswith("cuda") else 32 # of a LLaVA of 13B, 64 fit 80 GB
+    batch = 64 if device.startswith("cuda") else 32
     return Lmm(m.to(device).eval(), p, name, hash, device, read_json(role) if role.is_file() else None, batch)
 
 # %% ../nbs/05_lmm.ipynb #6942b591
