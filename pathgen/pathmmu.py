@@ -7,9 +7,10 @@ Docs: https://pathgen.github.io/pathgen/pathmmu.html.md"""
 # %% auto #0
 __all__ = ['SUBSETS', 'SPLITS', 'PARTS', 'WAYS', 'ANSWER', 'CODE', 'bare', 'plain', 'bound', 'find_right', 'read_pathmmu',
            'in_parts', 'census', 'shifted', 'by_option', 'read_answer', 'can_judge', 'likely', 'typical_images',
-           'Picked', 'write_answers', 'take_answers', 'judge', 'random_choice', 'frequent_choice', 'interval',
-           'summary', 'vlmevalkit', 'write_vlmevalkit', 'models_of', 'ask_one', 'key_of', 'hash_of', 'plot_subsets',
-           'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows', 'headline', 'run_pathmmu', 'table4']
+           'nearest', 'Picked', 'write_answers', 'take_answers', 'judge', 'random_choice', 'frequent_choice',
+           'interval', 'summary', 'vlmevalkit', 'write_vlmevalkit', 'models_of', 'ask_one', 'key_of', 'hash_of',
+           'plot_subsets', 'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows', 'headline',
+           'run_pathmmu', 'table4']
 
 # %% ../nbs/53_pathmmu.ipynb #53d4f4b9
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import BaseModel, Field
 from .core import (PathgenError, digest, each, file_digest, need, one_line, pick_device, progress, read_json,
     read_table, rng, write_metrics, write_table, write_text)
 from .chat import LETTERS, AnswerError, Role, ask_many, by_letter, get_provider, lettered, put_choice
-from .lmm import _behind, _front, _prefix, _tokens, by_image, encode, mean_features, open_image, option_scores, tail_scores
+from .lmm import SCORING, by_image, mean_features, open_image, option_scores
 from .sets import named_model
 
 # %% ../nbs/53_pathmmu.ipynb #9eca11d7
@@ -191,6 +192,20 @@ def typical_images(
     if paths: return paths
     raise PathgenError(f"{df.attrs['file']}: contrast compares with the images of the part val, and none is there: put words in its place in pathmmu.ways")
 
+# %% ../nbs/53_pathmmu.ipynb #02cfd8fd
+def nearest(
+    clip, # `Clip`
+    rows:pd.DataFrame, # From `shifted`
+)->list: # Of each row the cosines of its options, an array; None where the image cannot be read
+    "How near the options are to the image."
+    images, paths = {}, list(rows.path.unique())
+    for i in range(0, len(paths), clip.batch):
+        seen = {p:im for p in paths[i:i+clip.batch] if (im := open_image(p)) is not None}
+        if seen: images |= zip(seen, clip.encode_images(list(seen.values())))
+    told = sorted({o for options in rows.options for o in options})
+    words = dict(zip(told, clip.encode_texts(told)))
+    return [np.stack([words[o] for o in r.options])@images[r.path] if r.path in images else None for r in rows.itertuples()]
+
 # %% ../nbs/53_pathmmu.ipynb #3e76a713
 class Picked(BaseModel):
     "The answer of the role `answer`."
@@ -235,9 +250,9 @@ def write_answers(
 
 # %% ../nbs/53_pathmmu.ipynb #e606780e
 def take_answers(
-    model, # `Lmm`, or the name of an endpoint
+    model, # `Lmm`, `Clip`, or the name of an endpoint
     df:pd.DataFrame, # From `read_pathmmu`
-    way:str="letters", # One of `WAYS`
+    way:str="letters", # One of `WAYS`, or nearest for a CLIP
     blind:bool=False, # Without images
     rotations:bool=True, # Under all shifts
     max_tokens:int=32, # Of a written answer of a local model
@@ -245,12 +260,12 @@ def take_answers(
     desc:str="", # For the progress bar; none without
 )->pd.DataFrame: # id, shift, pick (number in the published order, -1 for none), read, said, scores (list), complaint
     "Ask a model all questions whose image is there."
-    rows = shifted(df if blind else df[df.path != ""], rotations and way not in ("words","contrast"))
+    rows = shifted(df if blind else df[df.path != ""], rotations and way in ("letters","written"))
     if way == "written":
         got = write_answers(model, rows, blind, max_tokens, chat, desc)
         took = [None if g is None else (*read_answer(g[0], o), g[0], [], g[1]) for g,o in zip(got, rows.options)]
     else:
-        got = likely(model, rows, way, blind, desc, typical_images(df) if way == "contrast" else ())
+        got = nearest(model, rows) if way == "nearest" else likely(model, rows, way, blind, desc, typical_images(df) if way == "contrast" else ())
         took = [None if s is None else (int(s.argmax()), way, LETTERS[s.argmax()], s.tolist(), "") for s in got]
     took = [t or (-1, "no image", "", [], "the image cannot be read") for t in took]
     out = pd.DataFrame(took, columns=["pick","read","said","scores","complaint"]).assign(id=rows.id, shift=rows["shift"])
@@ -343,10 +358,17 @@ def _loaded(name, device):
     from pathgen.lmm import load_lmm
     return load_lmm(name, device)
 
+def _opened(item, device): # What answers
+    from pathgen.clip import load_clip
+    name = item["name"]
+    if name.startswith("openai:"): return name
+    return load_clip(name, device) if item["way"] == "nearest" else _loaded(re.sub(r"^hf:", "", name), device)
+
 def models_of(
     models:list, # LABEL=NAME
     blind:list, # Labels of models to ask without images too, or LABEL=NAME of others to ask without images alone
     ways:list, # Of `WAYS`
+    clips:list, # CLIPs that take the nearest option, NAME or LABEL=NAME
     data, # Root of everything produced
 )->list: # Dicts: label, name, way, blind
     "Who is asked in which way."
@@ -358,7 +380,8 @@ def models_of(
     who = [(l, n, b) for l,n in named.items() for b in ([False, True] if l in blind else [False])] + [(l, n, True) for l,n in apart.items()]
     possible = lambda b: dict.fromkeys("words" if b and w == "contrast" else w for w in ways)
     own = lambda name, b: ["written"] if str(name).startswith("openai:") else possible(b)
-    return [dict(label=l, name=str(n), way=w, blind=b) for l,n,b in who for w in own(n, b)]
+    asked = [dict(label=l, name=str(n), way=w, blind=b) for l,n,b in who for w in own(n, b)]
+    return asked + [dict(label=l, name=str(n), way="nearest", blind=False) for l,n in (named_model(c, data) for c in clips)]
 
 def ask_one(
     item:dict, # From `models_of`
@@ -368,9 +391,7 @@ def ask_one(
     **kw, # rotations, max_tokens, chat
 ):
     "Have one model answer in one way."
-    name = item["name"]
-    model = name if name.startswith("openai:") else _loaded(re.sub(r"^hf:", "", name), device)
-    write_table(take_answers(model, df, item["way"], item["blind"], desc=key_of(item), **kw), path)
+    write_table(take_answers(_opened(item, device), df, item["way"], item["blind"], desc=key_of(item), **kw), path)
 
 def key_of(item)->str:
     "The name of a model's answers."
@@ -448,8 +469,7 @@ def show_questions(
     return fig
 
 # %% ../nbs/53_pathmmu.ipynb #82fd85ea
-CODE = [ask_one, take_answers, likely, typical_images, mean_features, option_scores, tail_scores, _behind, _prefix, _tokens, _front, encode, write_answers,
-        _asked_endpoint, read_answer, by_letter, by_option, put_choice, shifted]
+CODE = [ask_one, take_answers, likely, typical_images, *SCORING, nearest, write_answers, _asked_endpoint, read_answer, by_letter, by_option, put_choice, shifted]
 
 def answers_of(
     df:pd.DataFrame, # From `read_pathmmu`
@@ -508,10 +528,10 @@ def headline(
     return m | {p:at(first, part=p).accuracy for p in ("tiny","val") if (first, False, "overall", p) in z.index}
 
 # %% ../nbs/53_pathmmu.ipynb #9c8335b0
-def run_pathmmu(data, seed, device, max_requests, folder, models, blind, ways, rotations, bootstrap, max_tokens, retries):
+def run_pathmmu(data, seed, device, max_requests, folder, models, blind, ways, clips, rotations, bootstrap, max_tokens, retries):
     "The whole stage: questions and models → eval/pathmmu, eval/pathmmu.parquet and metrics."
     root, device = Path(data), pick_device(device)
-    df, items = read_pathmmu(root/folder), models_of(models, blind, ways, data)
+    df, items = read_pathmmu(root/folder), models_of(models, blind, ways, clips, data)
     chat = dict(cache=str(root/"chat"), max_requests=max_requests, retries=retries)
     took = answers_of(df, items, root/"eval/pathmmu/answers", device, chat, rotations=rotations, max_tokens=max_tokens)
     judged = {k:judge(df, t) for k,t in took.items()}

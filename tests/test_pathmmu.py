@@ -5,7 +5,7 @@ from PIL import Image
 from conftest import ROOT
 from test_endpoint import server, text
 from pathgen import lmm as L, pathmmu
-from pathgen.clip import build_clip
+from pathgen.clip import build_clip, save_clip
 from pathgen.chat import by_letter, put_choice
 from pathgen.core import PathgenError, read_json
 from pathgen.lmm import encode, tail_scores
@@ -137,7 +137,7 @@ def test_contrast_takes_off_what_words_are_worth_without_the_image(taught, room)
     df = read_pathmmu(room)
     assert judge(df, take_answers(taught, df, "contrast")).hit.mean() > .9
     with pytest.raises(PathgenError, match="part val, and none is there: put words"): take_answers(taught, df[df.split != "val"], "contrast")
-    asked = models_of([f"a={taught.name}"], ["a"], ["contrast","words"], room)
+    asked = models_of([f"a={taught.name}"], ["a"], ["contrast","words"], [], room)
     assert [(w["way"], w["blind"]) for w in asked] == [("contrast", False), ("words", False), ("words", True)]
 
 def test_options_that_speak_of_each_other_keep_their_order(tmp_path):
@@ -193,7 +193,7 @@ def test_intervals_are_by_image_and_the_same_each_time():
     wide, narrow = np.ptp(interval(h, g, 500)), np.ptp(interval(h, np.arange(120), 500))
     assert wide > 2*narrow and np.isnan(interval(h, g, 0)).all()
 
-RUN = dict(seed=0, device="cpu", max_requests=99, folder="set", models=["llava"], blind=["llava"], ways=["contrast","words","letters"], rotations=True, bootstrap=50, max_tokens=4, retries=0)
+RUN = dict(seed=0, device="cpu", max_requests=99, folder="set", models=["llava"], blind=["llava"], ways=["contrast","words","letters"], clips=[], rotations=True, bootstrap=50, max_tokens=4, retries=0)
 
 @pytest.fixture
 def root(taught, tmp_path):
@@ -216,6 +216,17 @@ def test_the_whole_stage(root):
     t = table4(r["table"], ROOT/"data/paper/table4_pathmmu.csv", True)
     assert t.loc["PathGen-LLaVA", ("overall","all")]==58.4 and any("stand-in" in i for i in t.index)
 
+def test_a_clip_takes_the_nearest_option_of_any_order(root, tmp_path):
+    clip = build_clip(seed=2, device="cpu")
+    save_clip(clip, tmp_path/"models/clip", "random")
+    r = run_pathmmu(str(root), **RUN | dict(clips=["eye=clip"]))
+    took = r["took"]["eye.nearest"]
+    assert took["shift"].eq(0).all() and "eye" in r["metrics"] and "eye (nearest)" in set(r["table"].who)
+    df = r["df"].set_index("id")
+    for t in took.iloc[:6].itertuples():
+        im = Image.open(df.path[t.id]).convert("RGB")
+        assert t.pick==(clip.encode_texts(df.options[t.id])@clip.encode_images([im])[0]).argmax()
+
 def test_a_second_run_asks_nobody(root, monkeypatch):
     run_pathmmu(str(root), **RUN)
     before = {p: p.read_bytes() for p in (root/"eval").rglob("*") if p.is_file()}
@@ -225,7 +236,7 @@ def test_a_second_run_asks_nobody(root, monkeypatch):
 
 def test_a_model_may_be_asked_without_images_alone(root):
     from pathgen.pathmmu import models_of
-    who = models_of(["llava"], ["llava", "words=llava"], ["letters"], root)
+    who = models_of(["llava"], ["llava", "words=llava"], ["letters"], [], root)
     assert [(w["label"], w["blind"]) for w in who] == [("llava", False), ("llava", True), ("words", True)]
     m = run_pathmmu(str(root), **RUN | dict(blind=["words=llava"], ways=["letters"]))["metrics"]
     assert "blind_words" in m and "words" not in m and "blind" not in m
