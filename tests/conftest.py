@@ -1,6 +1,7 @@
 "Shared by all tests: the root of the repository, the real data beside it, copies of the tree to run things in."
-import os, shutil, subprocess, sys
+import os, shutil, signal, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,14 +28,43 @@ def copy_tree(dst):
         subprocess.run(git+args, cwd=dst, check=True, capture_output=True)
     return dst
 
-def sh(*cmd, cwd, check=True, timeout=1200):
-    "Run a command of the environment in `cwd` with that tree's own package; returns its output, both streams."
-    env = {**os.environ, 'PYTHONPATH': str(cwd), 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
+def own(tree):
+    "The environment in which commands of `tree` run with that tree's own package."
+    env = {**os.environ, 'PYTHONPATH': str(tree), 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
     env.pop('IN_TEST', None)
-    r = subprocess.run([str(c) for c in cmd], cwd=cwd, env=env, stdin=subprocess.DEVNULL, timeout=timeout,
+    return env
+
+def sh(*cmd, cwd, check=True, timeout=1200):
+    "Run a command of the environment in the tree `cwd`; returns its output, both streams."
+    r = subprocess.run([str(c) for c in cmd], cwd=cwd, env=own(cwd), stdin=subprocess.DEVNULL, timeout=timeout,
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
     if check and r.returncode: pytest.fail(f"{' '.join(map(str, cmd))} ended with {r.returncode}:\n{r.stdout[-6000:]}", pytrace=False)
     return r.stdout if check else r
+
+def of_smoke(item): return 'smoke' in item.fixturenames
+
+def pytest_collection_modifyitems(items): items.sort(key=of_smoke)
+
+@pytest.fixture(scope='session', autouse=True)
+def started(request, tmp_path_factory):
+    "The smoke profile, running beside the other tests from the first one on if a test looks at it."
+    if not any(map(of_smoke, request.session.items)):
+        yield
+        return
+    tree = copy_tree(tmp_path_factory.mktemp('smoke')/'tree')
+    sh('pathgen', 'profile', 'smoke', cwd=tree)
+    with open(tree.parent/'log', 'wb') as log:
+        p = subprocess.Popen(['dvc', 'repro'], cwd=tree, env=own(tree), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    yield SimpleNamespace(tree=tree, data=tree/'data', process=p, log=tree.parent/'log')
+    if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+
+@pytest.fixture(scope='session')
+def smoke(started):
+    "A tree in which the smoke profile has run, and its log."
+    ended = started.process.wait(1800)
+    text = started.log.read_text(errors='replace')
+    if ended: pytest.fail(f"dvc repro ended with {ended}:\n{text[-6000:]}", pytrace=False)
+    return SimpleNamespace(tree=started.tree, data=started.data, log=text)
 
 @pytest.fixture(scope='session')
 def real():

@@ -1,9 +1,8 @@
 "The smoke profile end to end in a copy of the tree, and what small changes set off afterwards."
-import hashlib, json, re, shutil, sys, time
+import hashlib, json, re, shutil, sys
 from pathlib import Path
-from types import SimpleNamespace
 import pandas as pd, pytest, yaml
-from conftest import ROOT, copy_tree, sh
+from conftest import ROOT, sh
 
 pytestmark = pytest.mark.slow
 STAGES = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages']
@@ -25,18 +24,7 @@ def files(folder):
     return {str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
             for p in sorted(folder.rglob('*')) if p.is_file() and visible(p)}
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    "A tree in which the smoke profile has run, its log and its seconds."
-    tree = copy_tree(tmp_path_factory.mktemp('smoke')/'tree')
-    sh('pathgen', 'profile', 'smoke', cwd=tree)
-    start = time.time()
-    log = sh('dvc', 'repro', cwd=tree)
-    return SimpleNamespace(tree=tree, data=tree/'data', log=log, seconds=time.time()-start)
-
-def test_every_stage_runs(run, capsys):
-    with capsys.disabled(): print(f'\nsmoke profile: {run.seconds:.0f} s')
-    assert ran(run.log)==list(STAGES)
+def test_every_stage_runs(smoke): assert ran(smoke.log)==list(STAGES)
 
 METRICS = {'tile': 'tissue_iou', 'reports': 'findings_kept measurements_left',
     'select': 'lesion_precision_report lesion_precision_random class_coverage', 'describe': 'precision recall',
@@ -44,8 +32,8 @@ METRICS = {'tile': 'tissue_iou', 'reports': 'findings_kept measurements_left',
     'summarize': 'within_77 findings_kept findings_per_caption words_mean', 'pairs': 'pairs slides sources'}
 
 @pytest.mark.parametrize('stage', METRICS)
-def test_metrics_hold_the_numbers_asked_for(run, stage):
-    found = json.loads((run.data/f'metrics/{stage}.json').read_text())
+def test_metrics_hold_the_numbers_asked_for(smoke, stage):
+    found = json.loads((smoke.data/f'metrics/{stage}.json').read_text())
     assert set(METRICS[stage].split()) <= set(found)
     assert all(isinstance(v, (int,float)) for v in found.values())
 
@@ -57,54 +45,54 @@ TABLES = {'slides': 'slide_id path patient_id source project width height mpp mp
     'text/captions': 'patch_id slide_id text n_tokens provider model prompt_hash decoding'}
 
 @pytest.mark.parametrize('name', TABLES)
-def test_tables_have_their_columns(run, name):
-    df = pd.read_parquet(run.data/f'{name}.parquet')
+def test_tables_have_their_columns(smoke, name):
+    df = pd.read_parquet(smoke.data/f'{name}.parquet')
     assert len(df) and set(TABLES[name].split()) <= set(df.columns)
     if 'patch_id' in df: assert df.patch_id.is_unique
 
-def test_pairs_are_whole_and_split_by_patient(run):
-    index = pd.read_parquet(run.data/'pairs/index.parquet')
-    patches = pd.read_parquet(run.data/'patches.parquet')
-    captions = pd.read_parquet(run.data/'text/captions.parquet')
+def test_pairs_are_whole_and_split_by_patient(smoke):
+    index = pd.read_parquet(smoke.data/'pairs/index.parquet')
+    patches = pd.read_parquet(smoke.data/'patches.parquet')
+    captions = pd.read_parquet(smoke.data/'text/captions.parquet')
     assert set(index.patch_id)==set(captions.patch_id)==set(patches.patch_id[patches.kept])
     assert index.groupby(index.slide_id.str[:12]).split.nunique().max()==1
     assert (captions.n_tokens<=77).all()
 
-def test_second_run_does_nothing(run):
-    assert ran(sh('dvc', 'repro', cwd=run.tree))==[]
+def test_second_run_does_nothing(smoke):
+    assert ran(sh('dvc', 'repro', cwd=smoke.tree))==[]
 
-def test_where_and_within_which_bounds_the_loop_runs_changes_nothing(run):
-    params = (run.tree/'params.yaml').read_text()
-    edit_params(run.tree, base=dict(engine='ray', item_minutes=7, item_gb=6, workers=1))
-    assert ran(sh('dvc', 'repro', cwd=run.tree))==[]
-    (run.tree/'params.yaml').write_text(params)
+def test_where_and_within_which_bounds_the_loop_runs_changes_nothing(smoke):
+    params = (smoke.tree/'params.yaml').read_text()
+    edit_params(smoke.tree, base=dict(engine='ray', item_minutes=7, item_gb=6, workers=1))
+    assert ran(sh('dvc', 'repro', cwd=smoke.tree))==[]
+    (smoke.tree/'params.yaml').write_text(params)
 
-def test_prose_runs_nothing(run):
-    for p in run.tree.glob('nbs/*.ipynb'):
+def test_prose_runs_nothing(smoke):
+    for p in smoke.tree.glob('nbs/*.ipynb'):
         nb = json.loads(p.read_text())
         nb['cells'].append(dict(cell_type='markdown', id='prose', metadata={}, source='A sentence more.'))
         p.write_text(json.dumps(nb))
-    assert ran(sh('dvc', 'repro', cwd=run.tree))==[]
-    sh('git', 'checkout', '-q', 'nbs', cwd=run.tree)
+    assert ran(sh('dvc', 'repro', cwd=smoke.tree))==[]
+    sh('git', 'checkout', '-q', 'nbs', cwd=smoke.tree)
 
-def test_relaunched_stage_keeps_what_is_done(run):
+def test_relaunched_stage_keeps_what_is_done(smoke):
     "`tile` again after one slide's patches were lost: that slide alone is redone, with the same bytes."
-    tiles, before = run.data/'tiles', files(run.data/'tiles')
+    tiles, before = smoke.data/'tiles', files(smoke.data/'tiles')
     lost = sorted(tiles.glob('*.h5'))[0]
     lost.unlink()
-    executed = (run.data/'runs/20_tile.ipynb').read_bytes()
-    sh('pathgen', 'run', 'tile', cwd=run.tree)
+    executed = (smoke.data/'runs/20_tile.ipynb').read_bytes()
+    sh('pathgen', 'run', 'tile', cwd=smoke.tree)
     after = files(tiles)
     assert {n: d for n,(d,_) in after.items()}=={n: d for n,(d,_) in before.items()}
     assert [n for n in after if n.endswith('.h5') and after[n]!=before[n]]==[lost.name]
-    assert (run.data/'runs/20_tile.ipynb').read_bytes()==executed
+    assert (smoke.data/'runs/20_tile.ipynb').read_bytes()==executed
 
-def test_same_run_writes_the_same_bytes(run):
-    before = {n: d for n,(d,_) in files(run.data/'pairs').items()}
-    executed = (run.data/'runs/33_pairs.ipynb').read_bytes()
-    sh('pathgen', 'run', 'pairs', cwd=run.tree)
-    assert {n: d for n,(d,_) in files(run.data/'pairs').items()}==before
-    assert (run.data/'runs/33_pairs.ipynb').read_bytes()==executed
+def test_same_run_writes_the_same_bytes(smoke):
+    before = {n: d for n,(d,_) in files(smoke.data/'pairs').items()}
+    executed = (smoke.data/'runs/33_pairs.ipynb').read_bytes()
+    sh('pathgen', 'run', 'pairs', cwd=smoke.tree)
+    assert {n: d for n,(d,_) in files(smoke.data/'pairs').items()}==before
+    assert (smoke.data/'runs/33_pairs.ipynb').read_bytes()==executed
 
 CLUSTER = '''
 import os, shutil, subprocess, sys, threading, time, psutil, yaml
@@ -137,27 +125,27 @@ print("killed", len(killed))
 head.communicate("")
 '''
 
-def test_a_cluster_gives_the_same_bytes(run):
+def test_a_cluster_gives_the_same_bytes(smoke):
     "Four stages on a Ray cluster that is joined by its address, and one of whose processes is killed."
     pytest.importorskip("ray")
-    said = sh(sys.executable, '-c', CLUSTER, cwd=run.tree).splitlines()
+    said = sh(sys.executable, '-c', CLUSTER, cwd=smoke.tree).splitlines()
     assert said[-1]=='killed 1' and [l for l in said if l in STAGES]==['tile', 'embed', 'select', 'describe'], said
     for name in ('tiles', 'features', 'patches', 'text/descriptions'):
         digests = lambda root: {n: d for n,(d,_) in files(root/name).items()}
-        assert digests(run.tree/'ray')==digests(run.data) and digests(run.data), name
-    shutil.rmtree(run.tree/'ray')
+        assert digests(smoke.tree/'ray')==digests(smoke.data) and digests(smoke.data), name
+    shutil.rmtree(smoke.tree/'ray')
 
-def test_site_builds_with_the_outputs_of_the_run(run):
-    sh(sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '.', '_build/html', cwd=run.tree/'docs')
-    html = run.tree/'docs/_build/html'
+def test_site_builds_with_the_outputs_of_the_run(smoke):
+    sh(sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '.', '_build/html', cwd=smoke.tree/'docs')
+    html = smoke.tree/'docs/_build/html'
     assert (html/'index.html').exists() and 'tile' in (html/'searchindex.js').read_text()
     assert list((html/'_images').glob('*.png'))
     assert (html/'select.html').read_text().count('<img') > 6, 'examples keep their figures, which a run passes over'
     outside = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+')
     assert not [m for p in html.glob('*.html') for m in outside.findall(p.read_text())], 'the site must work offline'
 
-def test_changed_parameter_runs_what_depends_on_it(run):
+def test_changed_parameter_runs_what_depends_on_it(smoke):
     "`revise` measures on fewer patches and writes the same texts, so `summarize` stays; `pairs` cuts smaller shards."
-    edit_params(run.tree, revise=dict(trials_per_slide=1), pairs=dict(pairs_per_shard=20))
-    assert ran(sh('dvc', 'repro', cwd=run.tree))==['revise','pairs']
-    assert pd.read_parquet(run.data/'pairs/index.parquet').groupby('shard').size().max() <= 20
+    edit_params(smoke.tree, revise=dict(trials_per_slide=1), pairs=dict(pairs_per_shard=20))
+    assert ran(sh('dvc', 'repro', cwd=smoke.tree))==['revise','pairs']
+    assert pd.read_parquet(smoke.data/'pairs/index.parquet').groupby('shard').size().max() <= 20
