@@ -7,8 +7,8 @@ Docs: https://pathgen.github.io/pathgen/clip.html.md"""
 # %% auto #0
 __all__ = ['CONTEXT', 'TINY', 'MEAN', 'STD', 'CARD', 'count_tokens', 'register', 'square', 'precision', 'normalize', 'Clip',
            'encoder_of', 'Files', 'load_images', 'skip_empty', 'cut_short', 'weight_hash', 'build_clip',
-           'class_vectors', 'join', 'augment', 'crew', 'Batches', 'fit', 'quick_attention', 'has_hf', 'to_hf',
-           'from_hf', 'save_hf', 'probe', 'save_clip', 'load_clip']
+           'class_vectors', 'join', 'augment', 'crew', 'end_with_caller', 'torchrun', 'Batches', 'fit',
+           'quick_attention', 'has_hf', 'to_hf', 'from_hf', 'save_hf', 'probe', 'save_clip', 'load_clip']
 
 # %% ../nbs/04_clip.ipynb #03e734e1
 from pathlib import Path
@@ -309,6 +309,36 @@ def crew()->tuple: # Number of this process, and how many train together
     "Who trains: (0, 1) unless `torch.distributed` was started."
     import torch.distributed as dist
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+def end_with_caller(
+    job, # The file that `torchrun` holds while it waits
+):
+    "Have this process end when the one that started the training is gone, killed or not: `torchrun`'s members are in sessions of their own and would go on writing."
+    import fcntl, os, threading
+    def wait():
+        with open(job) as f: fcntl.flock(f, fcntl.LOCK_EX)
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+
+def torchrun(
+    member:str, # What each process does, MODULE.FUNCTION; it is called in the folder, with the name of the job's file
+    job:dict, # What the members are told, JSON
+    processes:int, # How many train together
+    out, # Folder for the job and for what they leave
+):
+    "Train in several processes; the first complaint of a member is raised as one line."
+    import fcntl, subprocess, sys
+    out, (module, function) = Path(out), member.rsplit(".", 1)
+    write_json(job, out/"job.json")
+    call = f"from pathgen.clip import end_with_caller as e; e('job.json'); from {module} import {function}; {function}('job.json')"
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python", sys.executable, "-c", call]
+    with open(out/"job.json") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = subprocess.run(run, cwd=out, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        said = [l for l in done.stderr.splitlines() if "Error: " in l] or done.stderr.splitlines()[-1:]
+        raise PathgenError(f"{out.name}: training with {processes} processes stopped ({one_line(said[0])[:160] if said else 'no message'}); run it again to go on from the last checkpoint")
+    (out/"job.json").unlink()
 
 # %% ../nbs/04_clip.ipynb #6fdf0df5
 class Batches:

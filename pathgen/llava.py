@@ -70,7 +70,7 @@ def train_llava(
     align_lr:float=1e-3, # Largest learning rate of stage one
     epochs:float=1, # Times the instructions are shown
     lr:float=2e-5, # Largest learning rate of stage two
-    **kw, # seed, device, batch, accumulate, checkpointing
+    **kw, # seed, device, processes, batch, accumulate, checkpointing
 )->tuple: # the model, losses of each stage
     "Train a LLaVA in two stages, or a blind model in one."
     from pathgen.lmm import BOTH, PROJECTOR, all_said, teach
@@ -186,7 +186,7 @@ def show_answer(
 
 # %% ../nbs/42_llava.ipynb #708f2c66
 def run_llava(data, seed, device, name, clip, start, instruct, val, captions_shown, image_px, align_epochs, align_lr, epochs, lr,
-              batch, accumulate, checkpointing):
+              batch, accumulate, checkpointing, processes):
     "The whole stage: lessons, a model in data/models, and its letters on patients it did not see."
     from pathgen.sets import named_model
     data = Path(data)
@@ -194,7 +194,7 @@ def run_llava(data, seed, device, name, clip, start, instruct, val, captions_sho
     sees = str(named_model(clip, data)[1]) if clip else None
     align = captions(data, captions_shown, seed) if clip else []
     model, losses = train_llava(align, lessons, data/"models"/name, data, sees, start, image_px, align_epochs, align_lr, epochs, lr,
-                                seed=seed, device=pick_device(device), batch=batch, accumulate=accumulate, checkpointing=checkpointing)
+                                seed=seed, device=pick_device(device), processes=processes, batch=batch, accumulate=accumulate, checkpointing=checkpointing)
     held_out = read_conversations(data/val, data)
     quiz = letters_right(model, held_out, data)
     turns = sum(1+len(c.get("more", ())) for c in lessons)

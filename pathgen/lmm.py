@@ -6,8 +6,9 @@ Docs: https://pathgen.github.io/pathgen/lmm.html.md"""
 
 # %% auto #0
 __all__ = ['SPECIAL', 'TEMPLATE', 'TINY_LLM', 'PROJECTOR', 'BOTH', 'SCORING', 'CARD', 'make_tokenizer', 'build_llm', 'Lmm',
-           'tower', 'llm_of', 'build_lmm', 'Talks', 'train_lmm', 'likelihood', 'encode', 'tail_scores', 'open_image',
-           'by_image', 'mean_features', 'option_scores', 'save_lmm', 'weights_hash', 'load_lmm', 'all_said', 'teach']
+           'tower', 'llm_of', 'build_lmm', 'Talks', 'crew_member', 'train_lmm', 'likelihood', 'encode', 'tail_scores',
+           'open_image', 'by_image', 'mean_features', 'option_scores', 'save_lmm', 'weights_hash', 'load_lmm',
+           'all_said', 'teach']
 
 # %% ../nbs/05_lmm.ipynb #73929afa
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import contextlib, functools, os
 import numpy as np
 from .core import (PathgenError, atomic, digest, file_digest, one_line, pick_device, progress, read_json, rng, write_json,
                           write_text)
-from .clip import MEAN, STD, augment, normalize, precision, square, to_hf
+from .clip import MEAN, STD, augment, normalize, precision, square, to_hf, torchrun
 
 # %% ../nbs/05_lmm.ipynb #eaf859d7
 SPECIAL = ["<pad>", "<s>", "</s>", "<image>"]
@@ -256,7 +257,8 @@ def _restore(model, point): # Put the weights of a checkpoint into a model
 def _watcher(desc): # Shows progress and refuses a loss that is no number
     from transformers import TrainerCallback
     class Watch(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kw): self.bar = progress(range(state.max_steps-state.global_step), desc)
+        def on_train_begin(self, args, state, control, **kw):
+            self.bar = progress(range(state.max_steps-state.global_step), desc) if state.is_world_process_zero else iter(())
         def on_step_end(self, args, state, control, **kw): next(self.bar, None)
         def on_train_end(self, args, state, control, **kw): next(self.bar, None)
         def on_log(self, args, state, control, logs=None, **kw):
@@ -268,12 +270,50 @@ def _quiet(): # No progress bars of transformers over files of weights
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()
 
-def _arguments(lmm, out, epochs, batch, lr, seed, saves, accumulate, checkpointing):
+def _arguments(device, out, epochs, batch, lr, seed, saves, accumulate, checkpointing, sharded=False):
     from transformers import TrainingArguments
+    shards = dict(fsdp=True, fsdp_config=dict(state_dict_type="FULL_STATE_DICT", activation_checkpointing=checkpointing)) if sharded else dict(activation_checkpointing=checkpointing)
     return TrainingArguments(str(out), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, num_train_epochs=epochs, learning_rate=lr,
-        lr_scheduler_type="cosine", warmup_steps=.03, weight_decay=0., bf16="bf16" in precision(lmm.device), use_cpu=lmm.device == "cpu",
-        activation_checkpointing=checkpointing, save_strategy="steps", save_steps=saves, save_total_limit=1, logging_steps=1, report_to=[], disable_tqdm=True,
-        remove_unused_columns=False, seed=seed, data_seed=seed, dataloader_drop_last=True, logging_nan_inf_filter=False)
+        lr_scheduler_type="cosine", warmup_steps=.03, weight_decay=0., bf16="bf16" in precision(device), use_cpu=device == "cpu",
+        save_strategy="steps", save_steps=saves, save_total_limit=1, logging_steps=1, report_to=[], disable_tqdm=True,
+        remove_unused_columns=False, seed=seed, data_seed=seed, dataloader_drop_last=True, logging_nan_inf_filter=False, **shards)
+
+def _printer():
+    from transformers.trainer_callback import PrinterCallback
+    return PrinterCallback
+
+def _trained(lmm, talks, args, parts, desc): # The Trainer that has trained, and the loss of every step
+    from functools import partial
+    from transformers import Trainer
+    _quiet()
+    for n,p in lmm.model.named_parameters(): p.requires_grad = parts is None or any(k in n for k in parts)
+    t = Trainer(lmm.model, args, train_dataset=talks, data_collator=partial(_collate, lmm), callbacks=[_watcher(desc)])
+    t.remove_callback(_printer())
+    if point := _whole_checkpoint(args.output_dir): _restore(lmm.model, point)
+    t.train(resume_from_checkpoint=point)
+    return t, [h["loss"] for h in t.state.log_history if "loss" in h]
+
+# %% ../nbs/05_lmm.ipynb #214855c5
+def crew_member(
+    job, # JSON file: device, rows, images (is there a file of them?), args, parts, desc
+):
+    "What each process does that `torchrun` starts."
+    job, m = read_json(job), load_lmm("start", "cpu")
+    args = _arguments(job["device"], ".", **job["args"], sharded=job["device"] != "cpu")
+    t, losses = _trained(m, Talks(m, job["rows"], np.load("images.npy", mmap_mode="r") if job["images"] else None), args, job["parts"], job["desc"])
+    t.save_model("end")
+    if t.is_world_process_zero(): write_json(losses, "losses.json")
+
+def _together(lmm, talks, out, processes, args, parts, desc): # Train in several processes; the loss of every step
+    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    lmm.model.to("cpu")
+    save_lmm(lmm, out/"start")
+    if talks.images is not None: np.save(out/"images.npy", np.stack(talks.images[:len(talks.images)]))
+    job = dict(device=lmm.device, rows=talks.rows, images=talks.images is not None, args=args, parts=parts, desc=desc)
+    torchrun("pathgen.lmm.crew_member", job, processes, out)
+    _restore(lmm.model, out/"end")
+    lmm.model.to(lmm.device)
+    return read_json(out/"losses.json")
 
 def train_lmm(
     lmm:Lmm, # Changed in place
@@ -288,25 +328,17 @@ def train_lmm(
     checkpointing:bool=False, # Trade time for the memory of activations
     saves:float=.25, # Share of the steps after which a checkpoint is written
     desc:str="train", # For the progress bar
+    processes:int=1, # Processes that train together, each on a GPU of its own
 )->list: # Loss of every step
     "Train a model on conversations with the Trainer of transformers."
-    from functools import partial
-    from transformers import Trainer
-    if len(talks) < batch: raise PathgenError(f"{desc}: {len(talks)} conversations do not fill a batch of {batch}: lower batch")
-    _quiet()
-    for n,p in lmm.model.named_parameters(): p.requires_grad = parts is None or any(k in n for k in parts)
-    args = _arguments(lmm, out, epochs, batch, lr, seed, saves, accumulate, checkpointing)
-    t = Trainer(lmm.model, args, train_dataset=talks, data_collator=partial(_collate, lmm), callbacks=[_watcher(desc)])
-    t.remove_callback(_printer())
-    if point := _whole_checkpoint(out): _restore(lmm.model, point)
-    t.train(resume_from_checkpoint=point)
+    if len(talks) < batch*processes:
+        raise PathgenError(f"{desc}: {len(talks)} conversations do not fill a batch of {batch*processes}: lower batch{' or processes'*(processes > 1)}")
+    args = dict(epochs=epochs, batch=batch, lr=lr, seed=seed, saves=saves, accumulate=accumulate, checkpointing=checkpointing)
+    if processes > 1: losses = _together(lmm, talks, out, processes, args, parts, desc)
+    else: losses = _trained(lmm, talks, _arguments(lmm.device, out, **args), parts, desc)[1]
     lmm.model.config.use_cache = True
     lmm.model.eval()
-    return [h["loss"] for h in t.state.log_history if "loss" in h]
-
-def _printer():
-    from transformers.trainer_callback import PrinterCallback
-    return PrinterCallback
+    return losses
 
 # %% ../nbs/05_lmm.ipynb #32b5416e
 def _pixels(lmm, images): # What a tower is given of images
@@ -568,12 +600,13 @@ def teach(
     device:str="cpu", # cpu, cuda
     role:dict=None, # For an agent: role, prompt_hash
     texts=(), # More texts that a new tokenizer is to know
+    processes:int=1, # Processes that train together, each on a GPU of its own
     **kw, # batch, accumulate, checkpointing of `train_lmm`
 )->tuple: # the model, losses of each lesson
     "Train a model, or load it if it is trained already."
     import shutil
     out, every = Path(out), [r for l in lessons for r in l[0]]
-    key, record = digest(every, [l[1:] for l in lessons], _contents(every, data, clip, start), px, seed, role, texts, kw), out/"training.json"
+    key, record = digest(every, [l[1:] for l in lessons], _contents(every, data, clip, start), px, seed, role, texts, kw, *[processes][:processes > 1]), out/"training.json"
     done = read_json(record) if record.is_file() else {}
     if done.get("key") == key: return load_lmm(out, device), done["losses"]
     record.unlink(missing_ok=True)
@@ -581,7 +614,7 @@ def teach(
     m.model.to(device); m.device = device
     for k,(rows,parts,epochs,lr) in enumerate(lessons):
         talks = Talks(m, *_numbered(rows, data, m.px))
-        ls = train_lmm(m, talks, out/"checkpoints"/f"{key}-{k}", parts, epochs, lr=lr, seed=seed, desc=f"{out.name} {k+1}/{len(lessons)}", **kw)
+        ls = train_lmm(m, talks, out/"checkpoints"/f"{key}-{k}", parts, epochs, lr=lr, seed=seed, desc=f"{out.name} {k+1}/{len(lessons)}", processes=processes, **kw)
         losses.append([round(l, 4) for l in ls])
     save_lmm(m, out, role, f"Taught {len(every)} conversations by pathgen. Weights trained on synthetic tissue know nothing about real tissue.")
     write_json(dict(key=key, losses=losses), record)

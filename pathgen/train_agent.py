@@ -252,7 +252,7 @@ def _lessons_of(role, data, seed, workers, max_failed, provider, pairs, mpp, epo
 
 # %% ../nbs/35_train_agent.ipynb #f6a86394
 def run_train_agent(data, seed, device, workers, max_failed, max_requests, role, provider, pairs, mpp, clip, start, image_px, align_epochs, epochs, batch,
-                    accumulate, lr, align_lr, checkpointing, test_per_slide):
+                    accumulate, lr, align_lr, checkpointing, processes, test_per_slide):
     "The whole stage: conversations, an agent in data/models, and its numbers beside those of the builtin one."
     from pathgen.core import pick_device
     from pathgen.lmm import teach
@@ -263,7 +263,7 @@ def run_train_agent(data, seed, device, workers, max_failed, max_requests, role,
     lessons = _lessons_of(role, data, seed, workers, max_failed, provider, pairs, mpp, epochs, lr, align_epochs, align_lr, start is None, chat)
     sees = clip or data/"models/clip_init" if role == "describe" else None
     agent, losses = teach(lessons, out, data, sees, start, image_px, seed, pick_device(device), dict(role=PARTS[role].name, prompt_hash=PARTS[role].prompt_hash),
-                          batch=batch, accumulate=accumulate, checkpointing=checkpointing)
+                          processes=processes, batch=batch, accumulate=accumulate, checkpointing=checkpointing)
     m = dict(conversations=len(lessons[-1][0]), loss=float(np.mean(losses[-1][-20:])))
     items = _tested(role, data, test_per_slide, seed)
     said, tests = {}, dict(describe=measure_describe, revise=measure_revise, summarize=measure_summarize)[role]

@@ -10,12 +10,12 @@ __all__ = ['MEMORY', 'PROMPTS', 'read_index', 'Shards', 'asserted', 'train', 'cr
 
 # %% ../nbs/40_train_clip.ipynb #2d6bc2a6
 from pathlib import Path
-import io, os, re, subprocess, sys, tarfile
+import io, os, re, tarfile
 import numpy as np, pandas as pd
 from .core import (PathgenError, digest, file_digest, need, one_line, read_json, rng, write_json,
     write_metrics)
 from .findings import parse
-from .clip import Files, build_clip, class_vectors, fit, has_hf, load_clip, save_clip, save_hf, square
+from .clip import Files, build_clip, class_vectors, fit, has_hf, load_clip, save_clip, save_hf, square, torchrun
 
 # %% ../nbs/40_train_clip.ipynb #97eb85e3
 def read_index(
@@ -97,7 +97,7 @@ def train(
     record.unlink(missing_ok=True)
     _drop_checkpoints(out, keep)
     how = dict(seed=seed, workers=workers, denied=denied, checkpoint=str(keep), desc=out.name, **kw)
-    if processes > 1: _torchrun(dict(shards=[str(s) for s in shards], start=start and str(start), arch=arch, device=device, how=how), processes, out)
+    if processes > 1: torchrun("pathgen.train_clip.crew_member", dict(shards=[str(s) for s in shards], start=start and str(start), arch=arch, device=device, how=how), processes, out)
     losses = _fit(clip, index, memory=MEMORY if processes == 1 else 0, **how)
     save_clip(clip, out, f"{len(index)} pairs.")
     losses = losses.round(5)
@@ -124,16 +124,6 @@ def crew_member(
     if gpu: torch.cuda.set_device(device)
     _fit(_start(job["start"], job["arch"], job["how"]["seed"], device), read_index(job["shards"]), **job["how"])
     dist.destroy_process_group()
-
-def _torchrun(job, processes, out): # Train in several processes, which leave the last checkpoint
-    write_json(job, out/"job.json")
-    call = "from pathgen.train_clip import crew_member; crew_member('job.json')"
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python", sys.executable, "-c", call]
-    done = subprocess.run(run, cwd=out, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        said = [l for l in done.stderr.splitlines() if "Error: " in l] or done.stderr.splitlines()[-1:]
-        raise PathgenError(f"{out.name}: training with {processes} processes stopped ({one_line(said[0])[:160] if said else 'no message'}); run it again to go on from the last epoch")
-    (out/"job.json").unlink()
 
 def _drop_checkpoints(out, but=None): # Remove checkpoints of other runs
     for p in out.glob("checkpoint-*.pt"): p.unlink() if p != but else None

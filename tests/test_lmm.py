@@ -1,7 +1,8 @@
 "LLaVA: a killed training ends in the same weights, answers do not depend on the batch, and folders that are not whole are refused."
-import json, shutil
-import numpy as np, pytest, torch
+import json, os, shutil, signal, subprocess, sys, time
+import numpy as np, psutil, pytest, torch
 from PIL import Image
+from conftest import ROOT
 from pathgen import chat, lmm as L
 from pathgen.clip import build_clip
 from pathgen.core import PathgenError
@@ -70,6 +71,34 @@ def test_a_killed_training_ends_in_the_same_weights(tmp_path, broken):
     assert len(losses) == 12 and same(weights(whole), weights(again))
     ended = make()
     assert L.train_lmm(ended, talks(ended), tmp_path/"b", L.BOTH, epochs=1, batch=4) == losses and same(weights(whole), weights(ended))
+
+TOGETHER = dict(parts=L.BOTH, epochs=2, batch=4, processes=2, saves=.5)
+KILLED = "import test_lmm as t; m = t.make(); t.L.train_lmm(m, t.talks(m), 'cut', **t.TOGETHER)"
+
+def members(folder): return [p for p in psutil.process_iter(["cwd","cmdline"]) if p.info["cwd"] == str(folder) and "crew_member" in " ".join(p.info["cmdline"] or [])]
+
+def test_two_processes_do_the_arithmetic_of_one_killed_or_not(tmp_path):
+    one, whole, again = make(), make(), make()
+    alone = L.train_lmm(one, talks(one), tmp_path/"one", **TOGETHER | dict(batch=8, processes=1))
+    losses = L.train_lmm(whole, talks(whole), tmp_path/"whole", **TOGETHER)
+    assert len(losses) == 12 and np.allclose(alone, losses, atol=.05), "images are turned in other ways, words are the same"
+    env = os.environ | dict(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT/'tests'}", PATHGEN_PROGRESS=str(tmp_path/"progress"))
+    p = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path, env=env, start_new_session=True)
+    while not (tmp_path/"cut/checkpoint-6/trainer_state.json").exists(): assert p.poll() is None; time.sleep(.05)
+    os.killpg(p.pid, signal.SIGKILL); p.wait()
+    while members(tmp_path/"cut"): time.sleep(.1)
+    assert not (tmp_path/"cut/end").exists(), "they write no longer when their caller is gone"
+    assert L.train_lmm(again, talks(again), tmp_path/"cut", **TOGETHER) == losses and same(weights(whole), weights(again))
+
+def test_a_batch_that_several_processes_cannot_fill(tmp_path):
+    m = make(sees=False)
+    with pytest.raises(PathgenError, match="do not fill a batch of 64: lower batch or processes"): L.train_lmm(m, talks(m), tmp_path, batch=32, processes=2)
+
+def test_shards_are_asked_for_in_words_that_the_trainer_takes(tmp_path):
+    args = L._arguments("cpu", tmp_path, 1, 4, 1e-3, 0, .25, 1, True, sharded=True)
+    plugin = args.fsdp_plugin_args
+    assert plugin["fsdp_version"] == 2 and plugin["state_dict_type"] == "FULL_STATE_DICT" and plugin["activation_checkpointing"] and not args.activation_checkpointing
+    assert plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP" and "LlamaDecoderLayer" in make().model._no_split_modules
 
 def test_stage_one_moves_the_projector_alone(tmp_path):
     m = make(); old = weights(m)

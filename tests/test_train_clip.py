@@ -1,5 +1,5 @@
 "The stage on small shards: killed and run again, run twice, and fed with what is broken."
-import io, json, shutil
+import io, json, shutil, subprocess
 import numpy as np, pandas as pd, pytest, webdataset as wds
 from PIL import Image
 from pathgen import clip as C, train_clip as T
@@ -114,8 +114,8 @@ def test_two_processes_do_the_arithmetic_of_one(root, monkeypatch):
     monkeypatch.setattr(C, "augment", lambda x, g: x.float())
     monkeypatch.setattr(C, "precision", lambda d: "fp32")
     one = T.run_train_clip(root, **(KW | dict(name="one")))
-    real = T.subprocess.run
-    monkeypatch.setattr(T.subprocess, "run", lambda cmd, **k: real([*cmd[:-1], TOGETHER], **k))
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda cmd, **k: real([*cmd[:-1], TOGETHER], **k))
     two = T.run_train_clip(root, **(KW | dict(name="two", processes=2)))
     assert np.allclose(one["losses"], two["losses"], atol=2e-3)
     texts = ["small dark nuclei", "mucin"]
