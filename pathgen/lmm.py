@@ -315,6 +315,7 @@ def _together(lmm, talks, out, processes, args, parts, desc): # Train in several
     lmm.model.to(lmm.device)
     return read_json(out/"losses.json")
 
+# %% ../nbs/05_lmm.ipynb #33e495d1
 def train_lmm(
     lmm:Lmm, # Changed in place
     talks:Talks, # What to learn
