@@ -353,17 +353,6 @@ def write_vlmevalkit(
         write_text(tsv(said[j.asked.to_numpy()]), Path(folder)/f"{name}_PathMMU.tsv")
 
 # %% ../nbs/53_pathmmu.ipynb #0d072542
-@functools.lru_cache(maxsize=1)
-def _loaded(name, device):
-    from pathgen.lmm import load_lmm
-    return load_lmm(name, device)
-
-def _opened(item, device): # What answers
-    from pathgen.clip import load_clip
-    name = item["name"]
-    if name.startswith("openai:"): return name
-    return load_clip(name, device) if item["way"] == "nearest" else _loaded(re.sub(r"^hf:", "", name), device)
-
 def models_of(
     models:list, # LABEL=NAME
     blind:list, # Labels of models to ask without images too, or LABEL=NAME of others to ask without images alone
@@ -382,6 +371,18 @@ def models_of(
     own = lambda name, b: ["written"] if str(name).startswith("openai:") else possible(b)
     asked = [dict(label=l, name=str(n), way=w, blind=b) for l,n,b in who for w in own(n, b)]
     return asked + [dict(label=l, name=str(n), way="nearest", blind=False) for l,n in (named_model(c, data) for c in clips)]
+
+# %% ../nbs/53_pathmmu.ipynb #6a7b9489
+@functools.lru_cache(maxsize=1)
+def _loaded(name, device):
+    from pathgen.lmm import load_lmm
+    return load_lmm(name, device)
+
+def _opened(item, device): # What answers
+    from pathgen.clip import load_clip
+    name = item["name"]
+    if name.startswith("openai:"): return name
+    return load_clip(name, device) if item["way"] == "nearest" else _loaded(re.sub(r"^hf:", "", name), device)
 
 def ask_one(
     item:dict, # From `models_of`
