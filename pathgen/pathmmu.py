@@ -9,8 +9,8 @@ __all__ = ['SUBSETS', 'SPLITS', 'PARTS', 'WAYS', 'ANSWER', 'CODE', 'bare', 'plai
            'in_parts', 'census', 'shifted', 'by_option', 'read_answer', 'can_judge', 'likely', 'typical_images',
            'nearest', 'Picked', 'write_answers', 'take_answers', 'judge', 'random_choice', 'frequent_choice',
            'interval', 'summary', 'vlmevalkit', 'write_vlmevalkit', 'models_of', 'ask_one', 'key_of', 'hash_of',
-           'plot_subsets', 'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows', 'headline',
-           'run_pathmmu', 'table4']
+           'first_ways', 'plot_subsets', 'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows',
+           'headline', 'run_pathmmu', 'table4']
 
 # %% ../nbs/53_pathmmu.ipynb #53d4f4b9
 from pathlib import Path
@@ -406,13 +406,19 @@ def hash_of(
     return weights_hash(name) if Path(name).is_dir() else name
 
 # %% ../nbs/53_pathmmu.ipynb #d3e2af0f
+def first_ways(
+    table:pd.DataFrame, # Of `run_pathmmu`
+)->list: # Of `who`
+    "Each model, seeing or blind, as it is asked for the headline."
+    return list(table.drop_duplicates(["label","blind"]).who)
+
 def plot_subsets(
     table:pd.DataFrame, # Of `run_pathmmu`: who, subset, part, accuracy, low, high
     part:str="all", # Key of `PARTS`
 ):
-    "Accuracy with its interval, by subset; a dash marks the random choice."
+    "Accuracy with its interval, by subset, of each model in its first way; a dash marks the random choice."
     import matplotlib.pyplot as plt
-    z = table[table.part == part]
+    z = table[(table.part == part) & table.who.isin(first_ways(table))]
     subsets, wide = list(z.subset.unique()), .8/max(z[z.way != "-"].who.nunique(), 1)
     of = lambda who: z[z.who == who].set_index("subset").reindex(subsets)
     fig, ax = plt.subplots(figsize=(8.5, 3))
