@@ -31,7 +31,7 @@ def root(tmp_path_factory):
 
 def run(root, **kw):
     how = dict(data=str(root), seed=0, device="cpu", name="llava", clip="clip", start=None, instruct=["instruct/llava-train.json"], val="instruct/llava-val.json", captions_shown=8,
-               image_px=None, align_epochs=4.0, align_lr=1e-3, epochs=10.0, lr=2e-3, batch=8, accumulate=1, checkpointing=False)
+               image_px=None, align_epochs=4.0, align_lr=1e-3, epochs=10.0, lr=2e-3, batch=8, accumulate=1, checkpointing=False, processes=1)
     return run_llava(**how | kw)
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def root(tmp_path_factory):
 
 def run(root, role="describe", provider="builtin", **kw):
     how = dict(data=str(root), seed=0, device="cpu", workers=1, max_failed=.1, max_requests=9, role=role, provider=provider, pairs=9, mpp=.64, clip=None, start=None, image_px=None,
-               align_epochs=1.0, epochs=1.0, batch=4, accumulate=1, lr=1e-3, align_lr=1e-3, checkpointing=False, test_per_slide=2)
+               align_epochs=1.0, epochs=1.0, batch=4, accumulate=1, lr=1e-3, align_lr=1e-3, checkpointing=False, processes=1, test_per_slide=2)
     return ta.run_train_agent(**how | kw)
 
 @pytest.fixture(scope="module")
