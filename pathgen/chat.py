@@ -14,13 +14,12 @@ __all__ = ['PROVIDERS', 'RULES', 'OPENAI', 'MAX_TOKENS', 'Unaided', 'ENHANCE', '
 # %% ../nbs/02_chat.ipynb #1571b275
 import inspect, json, math, os, re, string, sys, threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
-from .core import PathgenError, digest, read_json, write_json
+from .core import PathgenError, digest, read_json, terminal, write_json
 
 # %% ../nbs/02_chat.ipynb #c9f7b8ac
 @dataclass(frozen=True)
@@ -317,10 +316,9 @@ def estimate(
 
 def _announce(role, provider, cost):
     "A line about the cost where the progress bars go."
-    path = os.environ.get("PATHGEN_PROGRESS")
-    if not cost["requests"] or (path is None and "IN_TEST" in os.environ): return
     line = "{requests:,} requests ({left:,} left), about {input_tokens:,} tokens in, at most {output_tokens:,} out".format(**cost)
-    with open(path, "a") if path else nullcontext(sys.stderr) as f: print(f"{role.name}: {provider}: {line}", file=f)
+    with terminal() as f:
+        if f and cost["requests"]: print(f"{role.name}: {provider}: {line}", file=f)
 
 # %% ../nbs/02_chat.ipynb #ab44f886
 @dataclass(frozen=True)

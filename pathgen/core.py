@@ -7,8 +7,8 @@ Docs: https://pathgen.github.io/pathgen/core.html.md"""
 # %% auto #0
 __all__ = ['MADE_BY', 'NEEDED', 'PathgenError', 'OutputError', 'writing', 'atomic', 'flush', 'digest', 'file_digest', 'need',
            'write_table', 'read_table', 'one_line', 'write_text', 'write_json', 'read_json', 'write_metrics',
-           'read_params', 'rng', 'split_by', 'pick_device', 'progress', 'ahead', 'peak_gb', 'may_show', 'alone', 'each',
-           'keep_good']
+           'read_params', 'rng', 'split_by', 'pick_device', 'terminal', 'progress', 'ahead', 'peak_gb', 'may_show',
+           'alone', 'each', 'keep_good']
 
 # %% ../nbs/00_core.ipynb #433151f0
 import contextlib, errno, functools, hashlib, inspect, json, os, platform, re, shutil, sys
@@ -238,6 +238,14 @@ def pick_device(
     return device
 
 # %% ../nbs/00_core.ipynb #77fd5642
+@contextlib.contextmanager
+def terminal():
+    "Where bars and lines for the user go: the terminal of `pathgen run`, or stderr; None in the examples of a notebook."
+    path = os.environ.get("PATHGEN_PROGRESS")
+    if not path: yield None if "IN_TEST" in os.environ else sys.stderr
+    else:
+        with open(path, "a") as f: yield f
+
 def progress(
     items, # What to walk through
     desc:str="", # A few words shown before the bar
@@ -245,10 +253,7 @@ def progress(
 ):
     "Walk through `items` with a bar in the terminal."
     from tqdm import tqdm
-    path = os.environ.get("PATHGEN_PROGRESS")
-    quiet = path is None and "IN_TEST" in os.environ
-    with open(path, "a") if path else contextlib.nullcontext(sys.stderr) as f:
-        yield from tqdm(items, desc=desc, total=total, file=f, disable=quiet, mininterval=.5, dynamic_ncols=False, ncols=90)
+    with terminal() as f: yield from tqdm(items, desc=desc, total=total, file=f, disable=f is None, mininterval=.5, dynamic_ncols=False, ncols=90)
 
 # %% ../nbs/00_core.ipynb #b0352cff
 def ahead(
@@ -485,9 +490,9 @@ def _report(out, errors, n, max_failed, desc): # Write the error table; too many
     import pandas as pd
     write_table(pd.DataFrame(sorted(errors.items()), columns=["item","error"]), table)
     k,e = next(iter(sorted(errors.items())))
-    if len(errors) > max_failed*n:
-        raise PathgenError(f"{desc or out}: {len(errors)} of {n} failed, such as {k}: {e} (all of them: {table}; "
-                           f"base.max_failed allows a share of {max_failed})")
+    said = f"{desc or out}: {len(errors)} of {n} failed, such as {k}: {e} (all of them: {table}"
+    if len(errors) > max_failed*n: raise PathgenError(f"{said}; base.max_failed allows a share of {max_failed})")
+    with terminal() as f: f and print(f"{said})", file=f)
 
 # %% ../nbs/00_core.ipynb #dd8f9a4b
 def each(

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 import hashlib, itertools, json, os, re, warnings
 import numpy as np, pandas as pd
-from .core import (PathgenError, digest, each, need, one_line, read_table, write_metrics,
+from .core import (PathgenError, digest, each, need, one_line, read_table, terminal, write_metrics,
                           write_table, write_text)
 from .findings import tissue_source
 from .wsi import SlideError, check_file, file_mark, open_slide, plain, slide_error
@@ -296,10 +296,10 @@ def match(
 
 # %% ../nbs/11_slides.ipynb #8de9f87a
 NOTES = {"no scale": "states no µm/px; give it in slides.mpp_override (slide_id,mpp)",
-    "no report": "gets attribute and cluster patches only",
+    "no report": "has none in slides.reports that is named after it or its patient; its attributes and clusters alone find patches",
     "no patient": "counts as a patient of its own; name it in slides.inventory",
-    "report unused": "fits no slide, or is not the first of its patient",
-    "report empty": "holds no text",
+    "report unused": "fits no slide, or is not the first of its patient; name it after its slide",
+    "report empty": "holds no text; scan or export it again",
     "report twice": "is the name of several reports, the first is taken; rename the others",
     "scale unused": "stands in slides.mpp_override and fits no slide"}
 
@@ -312,7 +312,7 @@ def make_notes(
 ) -> pd.DataFrame: # what, item, note
     "What a user should know, one line each."
     ok, bad = slides[slides.status == "ok"], slides[slides.status != "ok"]
-    empty = [os.path.isfile(p) and not os.path.getsize(p) for p in reports.path]
+    empty = [os.path.isfile(p) and not Path(p).read_bytes().strip() for p in reports.path]
     found = {"no scale": ok.slide_id[ok.mpp_from == "missing"],
         "no report": ok.slide_id[ok.report_id == ""],
         "no patient": ok.slide_id[ok.patient_id == ok.slide_id],
@@ -392,4 +392,8 @@ def run_slides(data, source, folder, reports, inventory, manifest, file_map, mpp
         without_report=int((ok.report_id == "").sum()),
         without_mpp=int((ok.mpp_from == "missing").sum()))
     write_metrics("slides", counts, data)
-    return df, make_notes(df, reps, twins, mpps)
+    notes = make_notes(df, reps, twins, mpps)
+    with terminal() as f:
+        for (what, note), g in notes.groupby(["what", "note"], sort=False) if f else ():
+            print(f"{what}: {', '.join(g.item[:3])}{' and more' * (len(g) > 3)}: {note}", file=f)
+    return df, notes
