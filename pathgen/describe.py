@@ -56,7 +56,9 @@ def describe_slide(
     chat:dict={}, # cache and max_requests of an endpoint
 )->None:
     "Describe the patches of one slide."
-    rows = [r for r in item["rows"].itertuples() if pd.notna(r.mpp) or mpp_if_missing or provider != "builtin"]
+    rows = list(item["rows"].itertuples())
+    if provider == "builtin" and not mpp_if_missing and item["rows"].mpp.isna().any(): raise PathgenError(
+        f"{item['slide_id']}: no µm/px, which the builtin describer measures by: give it in slides.mpp_override, or assume one in describe.mpp_if_missing")
     patches = [read_patch(folder, r, mpp_if_missing) for r in rows]
     stains = slide_stains(patches) if patches and provider == "builtin" else None
     given = [dict(source=item["source"], image=im, mpp=mpp, stains=stains, seed=int(digest(seed, r.patch_id), 16)%2**31) for r,(im,mpp) in zip(rows, patches)]

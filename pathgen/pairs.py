@@ -52,7 +52,7 @@ def join(
     df = patches[patches.kept].merge(captions.rename(columns=dict(text="caption")), "left", "patch_id")
     df = df.merge(slides, "left", "slide_id", validate="m:1").sort_values(["slide_id","y","x"])
     def fault(r):
-        if not isinstance(r.caption, str): return "no caption: run `pathgen run summarize` again"
+        if not isinstance(r.caption, str): return "no caption: the tables of errors in data/text say why, or `pathgen run summarize` was not run since"
         return image_fault(jpeg_path(data, r))
     with ThreadPoolExecutor(workers) as pool:
         reasons = pool.map(fault, df.itertuples())

@@ -65,10 +65,15 @@ def test_a_broken_image_stops_its_slide_alone(tmp_path):
     assert list(e["item"]) == ["S2"] and "S2_0_0.jpg" in e.error[0] and "pathgen run select" in e.error[0]
     with pytest.raises(PathgenError, match="S2_0_0.jpg"): run(tmp_path)
 
-def test_without_a_scale_nothing_is_said_unless_one_is_given(tmp_path):
-    folder(tmp_path, mpp=np.nan)
-    df, _, _ = run(tmp_path)
-    assert len(df) == 0 and read_json(tmp_path/"metrics"/"describe.json")["undescribed"] == 6
+def test_a_slide_without_a_scale_is_an_error_that_names_the_mend_unless_one_is_given(tmp_path):
+    folder(tmp_path)
+    patches = read_table(tmp_path/"patches.parquet")
+    write_table(patches.assign(mpp=patches.mpp.where(patches.slide_id != "S2")), tmp_path/"patches.parquet")
+    df, _, _ = run(tmp_path, max_failed=.5)
+    assert set(df.slide_id) == {"S1"} and read_json(tmp_path/"metrics"/"describe.json")["undescribed"] == 3
+    e = read_table(tmp_path/"text"/"descriptions"/"errors.parquet")
+    assert list(e["item"]) == ["S2"] and "S2: no µm/px" in e.error[0] and "slides.mpp_override" in e.error[0]
+    with pytest.raises(PathgenError, match="describe.mpp_if_missing"): run(tmp_path)
     df, _, _ = run(tmp_path, mpp_if_missing=.5)
     assert len(df) == 6
 
