@@ -93,7 +93,8 @@ def read_source(
     if not path.exists(): raise PathgenError(f"{path}: not there; correct the parameter {source}, or empty its list to leave the collection out")
     files = [path] if path.is_file() else sorted(path.glob(pattern))
     if not files: raise PathgenError(f"{path}: no {pattern} in this folder: give the folder of the release, or the file")
-    df = pd.concat([read(f) for f in files[:1]], ignore_index=True)
+    if files[1:]: raise PathgenError(f"{path}: which file lists the pairs, {' or '.join(f.name for f in files[:3])}? Name it in the parameter {source}")
+    df = read(files[0])
     return df.assign(image=_find(df.image, files[0].parent), flagged=df.get("flagged", False))
 
 # %% ../nbs/14_init.ipynb #5297ac86
