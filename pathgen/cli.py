@@ -437,7 +437,7 @@ def profile(
     typer.echo(f"params.yaml is now the profile {name} (it was {was})")
 
 # %% ../nbs/90_cli.ipynb #ea3c421f
-def check_python(root):
+def check_python(root, file):
     "Python's version and the notebook kernel."
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     v = sys.version.split()[0]
@@ -450,7 +450,7 @@ def check_python(root):
     else: yield "warn", (f"kernel python3 is {argv[0]}, not {sys.executable}: "
                          "run `python -m ipykernel install --sys-prefix`")
 
-def check_packages(root):
+def check_packages(root, file):
     "Installed versions against `requirements.txt`."
     from importlib.metadata import version, PackageNotFoundError
     from packaging.requirements import Requirement
@@ -468,11 +468,11 @@ def check_packages(root):
     else: yield "ok", f"{len(wanted)} packages as in requirements.txt"
 
 # %% ../nbs/90_cli.ipynb #718295f2
-def check_machine(root):
+def check_machine(root, file):
     "Device, disk and the slide library."
     import shutil
     from pathgen.core import read_params, pick_device, PathgenError
-    base = read_params(Path(root)/"params.yaml").get("base", {})
+    base = read_params(file).get("base", {})
     try: device = pick_device(base.get("device", "auto"))
     except PathgenError as e: yield "fail", str(e)
     else:
@@ -497,25 +497,26 @@ def input_paths(
     data, ends = data_dir(params, root), (".csv", ".tsv", ".json", ".txt", ".parquet", ".yaml")
     looks = lambda v: isinstance(v, str) and (v.startswith((".", "/", "~")) or v.endswith(ends))
     full = lambda v: Path(os.path.normpath(Path(root)/"nbs"/Path(v).expanduser()))
+    always = lambda s, k, v: v and s=="slides" and k in ("folder", "reports")
     named = [(f"{s}.{k}", full(v)) for s,section in params.items() if s!="base"
-             for k,v in section.items() if looks(v)]
+             for k,v in section.items() if looks(v) or always(s, k, v)]
     return [(where,path) for where,path in named if not path.is_relative_to(data)]
 
 # %% ../nbs/90_cli.ipynb #cb736453
-def check_inputs(root):
+def check_inputs(root, file):
     "Parameters, the files they name, and endpoints."
     from pathgen.core import read_params, PathgenError
-    params, bad = read_params(Path(root)/"params.yaml"), 0
+    params, file, bad = read_params(file), os.path.relpath(file, root), 0
     for s in [s for s in params if s!="base"]:
-        try: check_params(s, params, notebook(s, root))
+        try: check_params(s, params, notebook(s, root), file)
         except PathgenError as e: bad += 1; yield "fail", str(e)
-    if not bad: yield "ok", f"params.yaml fits the notebooks ({len(params)-1} sections)"
+    if not bad: yield "ok", f"{file} fits the notebooks ({len(params)-1} sections)"
     for s in [s for s in stages(root) if s not in params]:
-        yield "warn", f"params.yaml has no section {s}: `pathgen run {s}` would refuse"
+        yield "warn", f"{file} has no section {s}: `pathgen run {s}` would refuse"
     for where,path in input_paths(root, params):
         name = path.relative_to(root) if path.is_relative_to(root) else path
         if os.access(path, os.R_OK): yield "ok", f"{where}: {name} is readable"
-        else: yield "fail", f"{where}: {name} cannot be read: correct it in params.yaml"
+        else: yield "fail", f"{where}: {name} cannot be read: correct it in {file}"
     yield from check_endpoints({p for s in params.values() if (p := s.get("provider", "")).startswith("openai:")})
 
 def check_endpoints(
@@ -531,7 +532,7 @@ def check_endpoints(
         except PathgenError as e: yield "fail", f"{p}: {e}"
         else: yield ("ok", f"{p} answers") if there else ("warn", f"{p} answers, but does not list that model")
 
-def check_tools(root):
+def check_tools(root, file):
     "git and DVC."
     from pathgen.chaos import cut_locks
     ask = lambda *cmd: subprocess.run(cmd, cwd=root, capture_output=True).returncode==0
@@ -545,13 +546,16 @@ def check_tools(root):
 CHECKS = [check_python, check_packages, check_machine, check_inputs, check_tools]
 
 @command
-def doctor():
+def doctor(
+    params:str="params.yaml", # Params file whose inputs and endpoints are looked at
+):
     "Say whether this machine can run the pipeline, one line a check."
     from pathgen.core import one_line
     root, worst = find_root(), 0
+    file = params_file(params, root)
     for check in CHECKS:
         try:
-            for state,text in check(root):
+            for state,text in check(root, file):
                 typer.echo(f"{state:5} {text}")
                 worst = max(worst, state=="fail")
         except Exception as e:

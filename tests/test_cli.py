@@ -186,8 +186,16 @@ def test_doctor_fails_for_a_wrong_section_and_an_unreadable_input(tmp_path, monk
     assert r.exit_code==1
     assert "fail  params.yaml: cut.tile_px is 'no'" in r.output and "fail  cut.mpp: /nowhere/mpp.csv cannot be read" in r.output
 
+def test_doctor_looks_at_a_profile_and_at_a_folder_without_a_dot(tmp_path, monkeypatch):
+    root = project(tmp_path, "1")
+    (root/"profiles").mkdir(exist_ok=True)
+    (root/"profiles/mine.yaml").write_text(yaml.safe_dump(dict(base=PARAMS["base"], slides=dict(folder="myslides", reports=None))))
+    monkeypatch.setattr(cli, "CHECKS", [cli.check_inputs])
+    r = invoke(root, "doctor", "--params", "profiles/mine.yaml", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and "fail  slides.folder: nbs/myslides cannot be read: correct it in profiles/mine.yaml" in r.output, r.output
+
 def test_doctor_goes_on_after_a_check_that_breaks(tmp_path, monkeypatch):
-    def check_nothing(root): raise ImportError("libxyz.so")
+    def check_nothing(root, file): raise ImportError("libxyz.so")
     monkeypatch.setattr(cli, "CHECKS", [check_nothing, cli.check_python])
     r = invoke(project(tmp_path, "1"), "doctor", monkeypatch=monkeypatch)
     assert r.exit_code==1 and "fail  nothing: ImportError: libxyz.so" in r.output and "Python" in r.output
