@@ -1,12 +1,14 @@
 "What the README, the site and `make render` share: notebooks and the outputs of their runs."
 from pathlib import Path
+import yaml
 from fastcore.nbio import read_nb
 
 def runs_of(nb, runs):
-    """Executed copies of notebook `nb`: its own in `runs`, then those of the stages that share it, `NN_name.STAGE.ipynb`,
-    then the one of a run with a root of its own, `data/real/runs/34_real.ipynb`."""
+    """Executed copies of notebook `nb`: its own in `runs`, then those of the stages that share it, `NN_name.STAGE.ipynb`, in the order of
+    the pipeline, then the one of a run with a root of its own, `data/real/runs/34_real.ipynb`."""
     nb, runs = Path(nb), Path(runs)
-    shared = [p for p in sorted(runs.glob(f'{nb.stem}.*.ipynb')) if '.failed' not in p.suffixes]
+    stages = yaml.safe_load((nb.parent.parent/'dvc.yaml').read_text())['stages']
+    shared = [runs/f'{nb.stem}.{s}.ipynb' for s in stages]
     apart = runs.parent/nb.stem.partition('_')[2]/'runs'/nb.name
     return [p for p in (runs/nb.name, *shared, apart) if p.exists()]
 
