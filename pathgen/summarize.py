@@ -128,8 +128,9 @@ def listed(
     return series(merged(phrases, word), word)
 
 # %% ../nbs/32_summarize.ipynb #5336e84e
-ORGANS = [*TISSUE_SOURCES.values(), "lymph node", "large intestine", "colonic", "prostatic", "gastric",
-          "renal", "rectal", "pulmonary", "hepatic", "mammary", "cervical", "ovarian"]
+ORGANS = {o:o for o in TISSUE_SOURCES.values()} | {
+    "large intestine":"colon", "colonic":"colon", "prostatic":"prostate", "gastric":"stomach", "renal":"kidney", "rectal":"rectum", "pulmonary":"lung",
+    "hepatic":"liver", "mammary":"breast", "cervical":"cervix", "ovarian":"ovary", "endometrial":"uterus", "uterine":"uterus"}
 VERBS = {"indicat":"indicate", "consistent with":"are consistent with",
          "compatible with":"are compatible with", "suspicious for":"are suspicious for",
          "diagnostic of":"are diagnostic of", "suggest":"suggest", "support(?!ing)":"support",
@@ -139,9 +140,9 @@ def organ(
     text:str, # A description
 )->str: # Such as `colon`; empty where the text names none
     "The organ that the text names first."
-    names = sorted(set(ORGANS), key=lambda o: (-len(o), o))
+    names = sorted(ORGANS, key=lambda o: (-len(o), o))
     m = re.search(rf"\b(?:{'|'.join(names)})\b", text, re.I)
-    return m[0].lower() if m else ""
+    return ORGANS[m[0].lower()] if m else ""
 
 def impression(
     text:str, # A description

@@ -84,7 +84,7 @@ def _enhanced(data, seed, workers, max_failed, provider, mpp, pairs, chat): # Th
     out = Path(data)/"agents/enhanced"
     f = functools.partial(enhance_chunk, data=str(data), provider=provider, mpp=mpp, chat=chat)
     keys = each(f, items, out, lambda i: i[0], inputs=lambda i: [i[1].to_csv(index=False), [file_digest(Path(data)/p) for p in i[1].image]],
-                params=[provenance(ENHANCE, provider, **chat), measured_by(), mpp], code=[enhance_chunk, enhance_by_measure, fits], workers=workers, desc="enhance")
+                params=[provenance(ENHANCE, provider, **chat), measured_by(), mpp], code=[enhance_chunk, enhance_by_measure, fits, organ], workers=workers, desc="enhance")
     return keep_good(pd.concat([read_table(out/f"{k}.parquet") for k in keys], ignore_index=True), out.with_suffix(".parquet"), max_failed)
 
 # %% ../nbs/35_train_agent.ipynb #6b9dc466

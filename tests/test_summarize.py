@@ -6,7 +6,8 @@ from pathgen.clip import count_tokens
 from pathgen.core import PathgenError, read_json, read_table, write_table
 from pathgen.findings import claims
 from pathgen.morphometry import PHRASES, describe_findings
-from pathgen.summarize import LIMIT, SUMMARISE, kept_share, run_summarize, summarise
+from pathgen.findings import TISSUE_SOURCES
+from pathgen.summarize import LIMIT, ORGANS, SUMMARISE, kept_share, organ, run_summarize, summarise
 
 def revisions(root, texts):
     df = pd.DataFrame(dict(patch_id=[f"s{i%2}_{i}_0" for i in range(len(texts))], slide_id=[f"s{i%2}" for i in range(len(texts))], text=texts))
@@ -20,6 +21,9 @@ def made():
     "Descriptions of every length: the first n concepts asserted, the others denied."
     names = sorted(PHRASES)
     return [describe_findings({c:i<n for i,c in enumerate(names[:m])}, "lung", seed=n) for m in (3,8,14,len(names)) for n in range(0, m+1, 3)]
+
+@pytest.mark.parametrize("word", ORGANS)
+def test_an_organ_goes_by_the_noun_that_slides_have(word): assert organ(f"A {word.title()} biopsy.") in TISSUE_SOURCES.values()
 
 def test_captions_fit_and_add_nothing(made):
     for text in made:
