@@ -16,7 +16,7 @@ __all__ = ['ASPECTS', 'WORDINGS', 'WHAT', 'VIEW', 'STEMS', 'ASK', 'SAY', 'ANSWER
            'run_instruct', 'show_rounds', 'draw_statistics', 'draw_guard']
 
 # %% ../nbs/41_instruct.ipynb #b6310334
-import functools, re
+import functools, os, re
 from pathlib import Path
 from typing import Literal
 import numpy as np, pandas as pd
@@ -570,14 +570,16 @@ def evaluation_looks(
 )->tuple: # names; (N,16,16)
     "The looks of all images below a folder."
     from PIL import Image
-    files = sorted(p for p in need(folder).rglob("*") if p.suffix.lower() in IMAGES)
+    every = sorted(Path(d)/f for d,_,fs in os.walk(need(folder), followlinks=True) for f in fs)
+    files = [p for p in every if p.suffix.lower() in IMAGES]
     names, found = [str(p) for p in files], _looks([functools.partial(Image.open, p) for p in files], threads)
-    for p in sorted(Path(folder).rglob("*.h5")):
+    for p in (p for p in every if p.suffix.lower() == ".h5"):
         for s,part in _parts(p):
             found += _looks([functools.partial(Image.fromarray, a) for a in part], threads)
             names += [f"{p}[{s+i}]" for i in range(len(part))]
     good = [i for i,l in enumerate(found) if l is not None]
-    return [names[i] for i in good], np.stack([found[i] for i in good]) if good else np.zeros((0,LOOK,LOOK), np.float32)
+    if not good: raise PathgenError(f"{folder} holds no image that can be read ({', '.join(IMAGES)}, x of .h5): correct instruct.evaluation_images")
+    return [names[i] for i in good], np.stack([found[i] for i in good])
 
 # %% ../nbs/41_instruct.ipynb #bc71485e
 def likest(

@@ -160,9 +160,16 @@ def test_without_a_leak_nothing_goes(tmp_path):
     g = guard(candidates(root), root, ["sets"], [])
     assert g.reason.eq("").all() and g.likeness.max() < .9 and g.like.str.endswith("a.png").all()
 
+def test_a_set_that_lies_elsewhere_and_is_linked_is_looked_at(tmp_path):
+    root = make(tmp_path/"run", 16)
+    (root/"sets").mkdir(); (root/"sets/linked").symlink_to(root/"patches")
+    assert guard(candidates(root), root, ["sets"], []).reason.eq("evaluation image").all()
+
 def test_a_guard_that_is_not_there_is_no_guard(root, tmp_path):
     with pytest.raises(PathgenError, match="no_such_set is missing"): run(root, evaluation_images=["no_such_set"])
     with pytest.raises(PathgenError, match="slides.parquet is missing"): run(root, evaluation_slides=["mil/slides.parquet"])
+    (root/"sets").mkdir(); (root/"sets/a.png").write_bytes(b"no image")
+    with pytest.raises(PathgenError, match="sets holds no image that can be read .*: correct instruct.evaluation_images"): run(root, evaluation_images=["sets"])
     (tmp_path/"x.h5").write_bytes(b"cut short")
     with pytest.raises(PathgenError, match="x.h5 cannot be read"): evaluation_looks(tmp_path)
 

@@ -1,5 +1,5 @@
 "params.yaml, profiles, parameters cells and dvc.yaml say the same."
-import ast, re
+import ast, os, re
 from pathlib import Path
 import pytest, yaml
 from conftest import ROOT
@@ -55,6 +55,17 @@ def test_no_forbidden_names_or_numbers_as_text(name):
         assert not {'size','nfiles'} & set(d), f'DVC ignores a parameter of this name: {s}'
         for k, v in d.items():
             assert not (isinstance(v, str) and re.fullmatch(r'[\d.]+e[+-]?\d+', v)), f'{s}.{k}: {v} is text to YAML'
+
+@pytest.mark.parametrize('name', PARAMS)
+def test_the_guard_of_instruct_points_at_what_models_are_examined_on(name):
+    p, at = PARAMS[name], lambda root, f='': Path(os.path.normpath(ROOT/'nbs'/root/f))
+    data, inside = p['base']['data'], lambda f, folders: any(f.is_relative_to(d) for d in folders)
+    guarded = [at(data, f) for f in p['instruct']['evaluation_images']]
+    for f in [*(s.partition('=')[2] for s in p['zeroshot']['sets']), p['pathmmu']['folder']]:
+        assert inside(at(data, f), guarded), f'{name}: instruct.evaluation_images leaves out {f}'
+    for s in p['mil']['sets']: assert inside(at(data, s.partition('=')[2]), [at(p['mil_slides']['folder'])]), f'{name}: mil_slides does not read {s}'
+    tables = [at(data, t) for t in p['instruct']['evaluation_slides']]
+    assert at(p['mil_slides']['data'], 'slides.parquet') in tables, f'{name}: instruct.evaluation_slides leaves out the slides of mil_slides'
 
 @pytest.mark.parametrize('name', PARAMS)
 @pytest.mark.parametrize('stage', DVC)
