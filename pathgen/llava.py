@@ -76,7 +76,7 @@ def train_llava(
     from pathgen.lmm import BOTH, PROJECTOR, all_said, teach
     out = Path(out)
     if not clip:
-        m, losses = teach([(_unseen(instruct), None, epochs, lr)], out, data, start=start, **kw)
+        m, losses = teach([(_unseen(instruct), None, epochs, lr)], out, data, start=start, eyes=False, **kw)
         return m, [[], *losses]
     first = [(align, PROJECTOR if start else BOTH, align_epochs, align_lr)]
     _, before = teach(first, out/"aligned", data, clip, start, px, texts=() if start else all_said(instruct), **kw)

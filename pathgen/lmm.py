@@ -148,13 +148,16 @@ def tower(
 # %% ../nbs/05_lmm.ipynb #2548de29
 def llm_of(
     lmm:Lmm, # With eyes or without
-): # -> what `build_lmm` takes as an LLM
+): # -> LlamaForCausalLM or another causal LM, with the weights of the model itself
     "The language model inside a model."
-    from types import SimpleNamespace
+    import torch
+    from transformers import AutoModelForCausalLM
     m = lmm.model
     if not lmm.sees: return m
     if m.config.model_type != "llava": raise PathgenError(f"{lmm.name}: its language model can be had apart for a LLaVA alone, not for {m.config.model_type}")
-    return SimpleNamespace(model=m.model.language_model, lm_head=m.lm_head, config=m.config.text_config)
+    with torch.device("meta"): llm = AutoModelForCausalLM.from_config(m.config.text_config)
+    llm.model, llm.lm_head = m.model.language_model, m.lm_head
+    return llm.eval()
 
 # %% ../nbs/05_lmm.ipynb #ba960526
 def _processor(config, tokenizer, mean, std):
@@ -565,10 +568,10 @@ def load_lmm(
     return Lmm(m.to(device).eval(), p, name, hash, device, read_json(role) if role.is_file() else None, batch)
 
 # %% ../nbs/05_lmm.ipynb #6942b591
-def _untaught(texts, clip, start, px, seed): # A model made of the parts that there are
+def _untaught(texts, clip, start, px, seed, eyes=True): # A model made of the parts that there are
     from pathgen.clip import load_clip
     m = load_lmm(start) if start else None
-    if m and not clip: return m
+    if m and eyes and not clip: return m
     tok = m.tokenizer if m else make_tokenizer(texts)
     llm = llm_of(m) if m else build_llm(tok, seed)
     return build_lmm(load_clip(clip, "cpu"), llm, tok, px, seed) if clip else Lmm(llm, tok, "untrained", "-")
@@ -601,17 +604,18 @@ def teach(
     device:str="cpu", # cpu, cuda
     role:dict=None, # For an agent: role, prompt_hash
     texts=(), # More texts that a new tokenizer is to know
+    eyes:bool=True, # Without a CLIP, keep the eyes of a start that sees; else take its language model alone
     processes:int=1, # Processes that train together, each on a GPU of its own
     **kw, # batch, accumulate, checkpointing of `train_lmm`
 )->tuple: # the model, losses of each lesson
     "Train a model, or load it if it is trained already."
     import shutil
     out, every = Path(out), [r for l in lessons for r in l[0]]
-    key, record = digest(every, [l[1:] for l in lessons], _contents(every, data, clip, start), px, seed, role, texts, kw, *[processes][:processes > 1]), out/"training.json"
+    key, record = digest(every, [l[1:] for l in lessons], _contents(every, data, clip, start), px, seed, role, texts, kw, *[processes][:processes > 1], *["blind"][:bool(start) and not eyes]), out/"training.json"
     done = read_json(record) if record.is_file() else {}
     if done.get("key") == key: return load_lmm(out, device), done["losses"]
     record.unlink(missing_ok=True)
-    m, losses = _untaught([*all_said(every), *texts], clip, start, px, seed), []
+    m, losses = _untaught([*all_said(every), *texts], clip, start, px, seed, eyes), []
     m.model.to(device); m.device = device
     for k,(rows,parts,epochs,lr) in enumerate(lessons):
         talks = Talks(m, *_numbered(rows, data, m.px))

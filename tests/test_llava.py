@@ -7,8 +7,8 @@ from test_endpoint import wait_until_served
 from pathgen.chat import data_url, put_choice
 from pathgen.clip import build_clip, save_clip
 from pathgen.core import PathgenError, read_json, write_table
-from pathgen.llava import evidence, letters_right, read_conversations, run_llava
-from pathgen.lmm import load_lmm
+from pathgen.llava import evidence, letters_right, read_conversations, run_llava, train_llava
+from pathgen.lmm import llm_of, load_lmm
 
 KINDS = {"Mature adipocytes.":(240,230,240), "Fused glands.":(150,60,150)}
 
@@ -54,6 +54,16 @@ def test_a_blind_one_reads_the_same_questions(root):
     r = run(root, name="llava_blind", clip=None)
     assert not r["model"].sees and r["metrics"]["captions"] == 0 and "val_loss_other_image" not in r["metrics"]
     assert len(r["quiz"]) == 2
+
+def test_a_blind_one_from_a_llava_leaves_the_tower(root, ran):
+    start = load_lmm(root/"models/llava", "cpu")
+    weight = llm_of(start).model.embed_tokens.weight
+    assert weight is start.model.model.language_model.embed_tokens.weight, "a language model inside, not a copy"
+    m = train_llava([], [dict(prompt="What is seen?", answer="Fused glands.", image="patches/1.png")]*8, root/"models/blinded", root, None, str(root/"models/llava"), lr=1e-9, batch=8)[0]
+    assert not m.sees and m.model.config.model_type == "llama" and not any("vision" in n for n,_ in m.model.named_parameters())
+    np.testing.assert_allclose(m.model.model.embed_tokens.weight.detach(), weight.detach(), atol=1e-6)
+    r = run(root, name="llava_blind", clip=None, start=str(root/"models/llava"))
+    assert not r["model"].sees and "val_loss_other_image" not in r["metrics"]
 
 def test_an_answer_rests_on_what_it_names(ran):
     half = np.full((112,112,3), [*KINDS.values()][0], np.uint8); half[:,56:] = [*KINDS.values()][1]
