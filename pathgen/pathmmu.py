@@ -275,17 +275,17 @@ def take_answers(
 def judge(
     df:pd.DataFrame, # From `read_pathmmu`
     took:pd.DataFrame, # From `take_answers`
-)->pd.DataFrame: # The rows of `df` and asked, hit, consistent (0 or 1), read, said, pick
+)->pd.DataFrame: # The rows of `df` and asked, hit, consistent (0 or 1, NaN without a second order), read, said, pick
     "Which questions were answered, and rightly."
     took = took[took.read != "no image"]
     first = took[took["shift"] == 0].set_index("id")
-    right = took.pick == took.id.map(df.set_index("id").right)
-    every = right.groupby(took.id).all()
+    right = (took.pick == took.id.map(df.set_index("id").right)).groupby(took.id)
+    every = right.all().astype(float).where(right.size() > 1)
     of = lambda column, without: df.id.map(first[column]).fillna(without)
     out = df.assign(asked=df.id.isin(first.index), pick=of("pick", -1).astype(int), said=of("said", ""))
     out["read"] = of("read", "no image")
     hit = out.asked & (out.pick == out.right) & (out.right >= 0)
-    return out.assign(hit=hit.astype(float), consistent=df.id.map(every).eq(True).astype(float))
+    return out.assign(hit=hit.astype(float), consistent=df.id.map(every))
 
 # %% ../nbs/53_pathmmu.ipynb #51ee0eb0
 def random_choice(
@@ -525,12 +525,13 @@ def headline(
     z = table.drop_duplicates(["label","blind","subset","part"]).set_index(["label","blind","subset","part"])
     at = lambda label, blind=False, subset="overall", part="all": z.loc[(label, blind, subset, part)]
     main, labels = at(first), table.label.unique()
-    m = {k:main[k] for k in ("accuracy","low","high","of_all","consistent","unread")}
+    m = {k:main[k] for k in ("accuracy","low","high","of_all","unread")}
     m |= dict(coverage=main.asked/main.questions, questions=int(main.questions))
     m |= {l:at(l).accuracy for l in labels if l != first and (l, False, "overall", "all") in z.index}
     m |= {f"accuracy_{s}":at(first, subset=s).accuracy for s in table.subset.unique() if s != "overall" and (first, False, s, "all") in z.index}
-    more = table[(table.label == first) & ~table.blind & (table.subset == "overall") & (table.part == "all")]
-    m |= {f"{k}_{r.way}":getattr(r, k) for r in more.itertuples() for k in ("accuracy","consistent")}
+    more = table[table.way.isin(WAYS) & ~table.blind & (table.subset == "overall") & (table.part == "all")]
+    m |= {f"accuracy_{r.way}":r.accuracy for r in more.itertuples() if r.label == first}
+    m |= {f"consistent_{r.way}" + f"_{r.label}"*(r.label != first):r.consistent for r in more.itertuples()}
     m |= {"blind" if l == first else f"blind_{l}":at(l, True).accuracy for l in labels if (l, True, "overall", "all") in z.index}
     return m | {p:at(first, part=p).accuracy for p in ("tiny","val") if (first, False, "overall", p) in z.index}
 
