@@ -9,8 +9,8 @@ __all__ = ['SUBSETS', 'SPLITS', 'PARTS', 'WAYS', 'ANSWER', 'CODE', 'bare', 'plai
            'in_parts', 'census', 'shifted', 'by_option', 'read_answer', 'can_judge', 'likely', 'typical_images',
            'nearest', 'Picked', 'write_answers', 'take_answers', 'judge', 'random_choice', 'frequent_choice',
            'interval', 'summary', 'vlmevalkit', 'write_vlmevalkit', 'models_of', 'ask_one', 'key_of', 'hash_of',
-           'first_ways', 'plot_subsets', 'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows',
-           'headline', 'run_pathmmu', 'table4']
+           'first_ways', 'plot_subsets', 'plot_shifts', 'show_questions', 'answers_of', 'who_is', 'all_rows', 'gaps',
+           'fair_gaps', 'headline', 'run_pathmmu', 'table4']
 
 # %% ../nbs/53_pathmmu.ipynb #53d4f4b9
 from pathlib import Path
@@ -516,6 +516,33 @@ def all_rows(
     rows += [summary(j, **kw).assign(who=k, label=k.split()[0], way="-", blind=False) for k,j in basic.items()]
     return pd.concat(rows, ignore_index=True)
 
+# %% ../nbs/53_pathmmu.ipynb #d5500457
+def gaps(
+    judged:dict, # Name of the answers -> `judge`
+    items:list, # From `models_of`
+    ways:list, # Of `WAYS`
+    **kw, # draws, seed
+)->pd.DataFrame: # A row a pair: way, label (of the blind side), seeing, blind, same_way, questions, accuracy, without, gap, low, high
+    "The model of the run less those that do not see, on the questions of the test set that both were asked."
+    first, rows = items[0]["label"], []
+    pairs = lambda a, b: b["blind"] and (a["way"] == b["way"] or (a["way"], b["way"]) == ("contrast","words"))
+    for a in (i for i in items if i["label"] == first and not i["blind"]):
+        for b in (i for i in items if pairs(a, i)):
+            x, y = judged[key_of(a)], judged[key_of(b)]
+            on = x.asked & y.asked & x.split.isin(PARTS["all"])
+            x, y = x[on], y[on]
+            rows.append((a["way"], b["label"], who_is(a, ways), who_is(b, ways), a["way"] == b["way"], len(x),
+                x.hit.mean(), y.hit.mean(), x.hit.mean()-y.hit.mean(), *interval(x.hit-y.hit, x.image, **kw)))
+    return pd.DataFrame(rows, columns=["way","label","seeing","blind","same_way","questions","accuracy","without","gap","low","high"])
+
+def fair_gaps(
+    table:pd.DataFrame, # From `gaps`
+    first:str, # Label of the model of the run
+)->dict: # Metrics
+    "The gaps between answers that were taken the same way, and their blind sides."
+    named = [(r, f"_{r.label}"*(r.label != first)) for r in table[table.same_way].itertuples()]
+    return {f"gap_{r.way}{l}":r.gap for r,l in named} | {f"accuracy_{r.way}_blind{l}":r.without for r,l in named}
+
 # %% ../nbs/53_pathmmu.ipynb #c9004635
 def headline(
     table:pd.DataFrame, # From `all_rows`
@@ -546,10 +573,11 @@ def run_pathmmu(data, seed, device, max_requests, folder, models, blind, ways, c
     table = all_rows(df, judged, items, ways, draws=bootstrap, seed=seed)
     write_table(table, root/"eval/pathmmu.parquet")
     write_vlmevalkit(root/"eval/pathmmu/vlmevalkit", df, judged)
-    m = headline(table, items[0]["label"]) | dict(repeated=int(df.repeated.sum()))
+    apart = gaps(judged, items, ways, draws=bootstrap, seed=seed)
+    m = headline(table, items[0]["label"]) | fair_gaps(apart, items[0]["label"]) | dict(repeated=int(df.repeated.sum()))
     m |= {f"right_by_{k}":int((df.matched == k).sum()) for k in ("exact","text","letter","none")}
     write_metrics("pathmmu", m, data)
-    return dict(df=df, table=table, took=took, judged=judged, who={key_of(i):who_is(i, ways) for i in items}, metrics=m)
+    return dict(df=df, table=table, gaps=apart, took=took, judged=judged, who={key_of(i):who_is(i, ways) for i in items}, metrics=m)
 
 # %% ../nbs/53_pathmmu.ipynb #6d65a67f
 def table4(

@@ -225,6 +225,17 @@ def test_the_whole_stage(root):
     t = table4(r["table"], ROOT/"data/paper/table4_pathmmu.csv", True)
     assert t.loc["PathGen-LLaVA", ("overall","all")]==58.4 and any("stand-in" in i for i in t.index)
 
+def test_the_gap_is_told_for_the_same_way_on_both_sides(root):
+    r = run_pathmmu(str(root), **RUN | dict(blind=["llava", "deaf=llava"], ways=["contrast","words"]))
+    g, m = r["gaps"], r["metrics"]
+    assert [tuple(t) for t in g[["way","label","same_way"]].values]==[(w, l, w=="words") for w in ("contrast","words") for l in ("llava","deaf")]
+    x, y = (r["judged"][k] for k in ("llava.words","llava.words.blind"))
+    on = x.asked & (x.split!="val")
+    assert g.questions.eq(35).all() and on.sum()==35, "the question without an image counts on neither side"
+    assert m["accuracy_words"]==1 and m["gap_words"]==m["gap_words_deaf"]==1-y.hit[on].mean()
+    assert m["accuracy_words_blind"]==y.hit[on].mean() and "gap_contrast" not in m
+    assert (g.low <= g.gap).all() and (g.gap <= g.high).all() and len(run_pathmmu(str(root), **RUN | dict(blind=[]))["gaps"])==0
+
 def test_a_clip_takes_the_nearest_option_of_any_order(root, tmp_path):
     clip = build_clip(seed=2, device="cpu")
     save_clip(clip, tmp_path/"models/clip", "random")
