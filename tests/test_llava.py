@@ -1,8 +1,10 @@
 "PathGen-LLaVA: it learns to answer, its folder opens anywhere, a server serves it, and an answer rests on the image."
-import json, os, shutil, signal, socket, subprocess, sys
+import json, os, re, shutil, signal, socket, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
+from conftest import ROOT
 from test_endpoint import wait_until_served
 from pathgen.chat import data_url, put_choice
 from pathgen.clip import build_clip, save_clip
@@ -69,6 +71,23 @@ def test_an_answer_rests_on_what_it_names(ran):
     half = np.full((112,112,3), [*KINDS.values()][0], np.uint8); half[:,56:] = [*KINDS.values()][1]
     e = [evidence(ran["model"], half, "What is seen?", a, 2).sum(0) for a in KINDS]
     assert e[0][0]-e[0][1] > e[1][0]-e[1][1], "fat lies on the left, glands on the right"
+
+def test_a_reader_asks_on_a_patch_of_choice(root, ran, capsys):
+    import matplotlib.pyplot as plt
+    from pathgen import llava
+    cells = ["".join(c["source"]) for c in read_json(ROOT/"nbs/42_llava.ipynb")["cells"] if c["cell_type"] == "code"]
+    cell, = (c for c in cells if c.startswith("#| run\npatch = "))
+    assert [l.split(" = ")[0] for l in cell.splitlines()[1:3]] == ["patch","question"]
+    def ask(model, patch, question):
+        changed = re.sub("^question = .*", f"question = {question!r}", re.sub("^patch = .*", f"patch = {patch!r}", cell, flags=re.M), flags=re.M)
+        exec(changed, vars(llava) | dict(ran=dict(model=model), data=str(root), val="instruct/llava-val.json", plt=SimpleNamespace(show=lambda: None), Image=Image))
+    for patch,where,said in ((1, "7", "Fused glands."), (str(root/"patches/6.png"), "6", "Mature adipocytes.")):
+        ask(ran["model"], patch, "What is seen?")
+        axs = plt.gcf().axes
+        assert axs[0].get_title() == where and "rests on" in axs[1].get_title() and axs[2].texts[0].get_text() == f"What is seen?\n\n{said}"
+    plt.close("all")
+    ask(SimpleNamespace(sees=False, generate=lambda prompts, max_tokens: [f"heard: {prompts[0]}"]), 0, "Is there fat?")
+    assert capsys.readouterr().out == "heard: Is there fat?\n"
 
 def test_what_is_missing_is_named(root, tmp_path):
     with pytest.raises(PathgenError, match="clip_9 is missing: run `pathgen run clip_9` first"): run(root, clip="clip_9")
