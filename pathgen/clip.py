@@ -636,6 +636,12 @@ def _check_tag(arch, tag):
     mend = arch.removesuffix("-quickgelu") + "-quickgelu"*want
     raise PathgenError(f"{arch}:{tag} would run with the wrong activation (QuickGELU): use {mend}:{tag}")
 
+def _check_file(arch, file): # The architecture of a file of bare weights, its activation stated
+    import open_clip
+    plain, known = arch.removesuffix("-gelu"), open_clip.list_models()
+    if f"{plain}-quickgelu" not in known or plain != arch: return plain
+    raise PathgenError(f"{arch}:{file}: a file does not tell its activation: write {arch}-quickgelu:{file} (OpenAI's weights) or {arch}-gelu:{file}, as it was trained")
+
 def _create(arch, name, weights=None):
     import open_clip, torch
     try:
@@ -660,6 +666,7 @@ def load_clip(
     if Path(name).is_dir(): return _load_dir(Path(name), device)
     if arch == "hf": return from_hf(weights, device)
     if "+" in name: return join(name, True, device=device)
+    if Path(weights).is_file(): arch = _check_file(arch, weights)
     if name.endswith((".pt",".pth",".bin",".safetensors")) and arch not in open_clip.list_models():
         raise PathgenError(f"{name}: bare weights do not tell their architecture: write ARCHITECTURE:{name}, e.g. ViT-B-16:{name}")
     if arch in ("hf-hub","local-dir"): arch,weights = name,None
@@ -667,6 +674,7 @@ def load_clip(
         raise PathgenError(f"{name}: no such model folder, and no architecture of open_clip either: run the stage that trains it, or check the path")
     elif not weights: return build_clip(arch, device=device)
     elif not Path(weights).is_file(): _check_tag(arch, weights)
+    else: return _finish(_create(arch, name, weights), arch, name, device, digest(open_clip.get_model_config(arch), file_digest(weights)))
     return _finish(_create(arch, name, weights), arch, name, device)
 
 # %% ../nbs/04_clip.ipynb #2d0d6322

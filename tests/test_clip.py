@@ -92,6 +92,17 @@ def test_a_pickle_is_not_executed(tmp_path):
 def test_names_that_cannot_be(name, says):
     with pytest.raises(PathgenError, match=says): C.load_clip(name, "cpu")
 
+def test_a_file_of_bare_weights_needs_its_activation_stated(tmp_path):
+    C.register("twin"); C.register("twin-quickgelu", C.TINY | dict(quick_gelu=True))
+    clip = C.build_clip("twin-quickgelu", seed=3, device="cpu")
+    file = C.save_clip(clip, tmp_path)/"open_clip_model.safetensors"
+    with pytest.raises(PathgenError, match="twin-quickgelu:.* or twin-gelu:") as e: C.load_clip(f"twin:{file}", "cpu")
+    assert "\n" not in str(e.value)
+    quick,plain = (C.load_clip(f"{arch}:{file}", "cpu") for arch in ("twin-quickgelu","twin-gelu"))
+    assert quick.hash != plain.hash and C.load_clip(f"tiny:{file}", "cpu").image_px == 112
+    np.testing.assert_allclose(C.probe(quick), C.probe(clip), atol=1e-5)
+    assert np.abs(np.array(C.probe(plain))-C.probe(clip)).max() > 1e-3
+
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     ims,texts = patches(32)
     kw = dict(epochs=2, batch=8, lr=1e-3, warmup=2)
