@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .clip import Clip, load_clip
 from .core import PathgenError, ahead, each, file_digest, need, pick_device, read_table, write_metrics
-from .sets import named_model
+from .sets import open_models
 from .wsi import open_slide, read_bag, write_bag
 
 # %% ../nbs/21_embed.ipynb #6f05b594
@@ -166,9 +166,12 @@ def run_embed(data, device, workers, max_failed, model, also, batch, **loop):
     encoder.cache_clear() # the folder may hold another model by now
     how = dict(device=device, workers=workers, batch=batch, max_failed=max_failed, **loop)
     first = str(model or need(Path(data)/"models/clip_init"))
-    for label,name in (named_model(m, data) for m in also):
-        embed_slides(items, Path(data)/f"features_{label}", str(name), **how)
+    found = open_models(also, data, lambda name: (str(name), encoder(str(name), device, batch)))
+    lost = {l:o for l,o in found.items() if isinstance(o, str)}
+    for label in (l for l in found if l not in lost): embed_slides(items, Path(data)/f"features_{label}", found[label][0], **how)
     clip, good, n = embed_slides(items, Path(data)/"features", first, **how)
     write_metrics("embed", dict(slides=len(good), patches=sum(n), dim=clip.dim,
                   failed=len(items)-len(good)), data)
-    return pd.DataFrame(dict(slide_id=good, patches=n))
+    df = pd.DataFrame(dict(slide_id=good, patches=n))
+    df.attrs["lost"] = lost
+    return df

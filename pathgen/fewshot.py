@@ -13,10 +13,10 @@ __all__ = ['COLOURS', 'MEMORY', 'draw', 'batches', 'plan_run', 'plain_probe', 't
 from pathlib import Path
 import functools, time
 import numpy as np, pandas as pd
-from .core import (PathgenError, each, file_digest, pick_device, progress, read_table, rng,
+from .core import (PathgenError, each, file_digest, one_line, pick_device, progress, read_table, rng,
     write_metrics, write_table)
 from .clip import augment, load_clip, normalize, quick_attention
-from .sets import features_path, named_model, read_features, read_images, split_set
+from .sets import features_path, open_models, read_features, read_images, split_set
 
 # %% ../nbs/51_fewshot.ipynb #c6b60691
 def draw(
@@ -437,11 +437,14 @@ def probe_set(
     val_share:float, # Share for validation
     test_share:float, # Share for testing
     **kw, # seeds, epochs, batch, lr, device of `few_shots`
-)->tuple: # Rows of all runs; rows of logistic regression; rows of the leak
+)->tuple: # Rows of all runs; rows of logistic regression; rows of the leak; models without features
     "All probes of a set, and what stands beside them."
-    runs,checks,leaks = [],[],[]
+    runs,checks,leaks,lost = [],[],[],[]
     for model in models:
-        whole,x = read_features(data, model, name)
+        try: whole,x = read_features(data, model, name)
+        except PathgenError as e:
+            if model == "histogram" or (Path(data)/"models"/model).is_dir(): raise
+            lost.append(dict(model=model, set=name, error=one_line(e))); continue
         df = three_parts(whole, seed, val_share, test_share)
         if model == "histogram": x = standardise(x, rows_of(df)[0])
         row = dict(model=model, set=name, title=df.attrs["title"])
@@ -451,7 +454,8 @@ def probe_set(
         checks.append(row | dict(shots=k, probe=t.accuracy[t.shots==k].mean(), logistic=logistic(df, x, k, kw["seeds"], seed)))
         if cut_of(df) == "by group" and model != "histogram":
             leaks.append(row | leak(whole, x, shots, val_share, test_share, seed, **kw))
-    return pd.concat(runs), checks, leaks
+    if not runs: raise PathgenError(lost[0]["error"])
+    return pd.concat(runs), checks, leaks, lost
 
 # %% ../nbs/51_fewshot.ipynb #e223fefc
 MEMORY = 4e9 # Bytes of images that are kept decoded
@@ -484,17 +488,20 @@ def tune_all(
     models, # Models, NAME or LABEL=NAME
     like:str, # Model whose files of features list the images
     **kw, # seed, device, val_share, test_share, epochs, batch, lr, head_lr
-)->pd.DataFrame: # A row a set and model; empty if there is none
+)->pd.DataFrame: # A row a set and model, with an error where there are no weights; empty if there is none
     "Fine-tune every model on every set."
     columns = ["model","set","title","cut","accuracy","balanced","val","epoch","n_train","n_val","n_test"]
-    items = [(s,*named_model(m, data)) for s in sets for m in models]
-    hashes = {w:load_clip(w, "cpu").hash for w in {i[2] for i in items}}
+    found = open_models(models if sets else [], data, lambda w: (w, load_clip(w, "cpu").hash))
+    lost = [dict(set=s, model=m, error=o) for s in sets for m,o in found.items() if isinstance(o, str)]
+    hashes = dict(o for o in found.values() if not isinstance(o, str))
+    items = [(s, m, o[0]) for s in sets for m,o in found.items() if not isinstance(o, str)]
     keys = each(functools.partial(tune_one, data=data, like=like, **kw), items, Path(data)/"eval/finetune",
         key=lambda i: f"{i[0]}.{i[1]}", params={k:v for k,v in kw.items() if k!="device"},
         inputs=lambda i: [hashes[i[2]], file_digest(features_path(data, like, i[0]))],
         code=[tune_one, fine_tune, _learner, _learn, _judge, three_parts], max_failed=0, desc="fine-tune")
-    rows = [read_table(Path(data)/f"eval/finetune/{k}.parquet", columns) for k in keys]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+    rows = [read_table(Path(data)/f"eval/finetune/{k}.parquet", columns).assign(error="") for k in keys]
+    rows += [pd.DataFrame(lost)]*bool(lost)
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*columns,"error"])
 
 # %% ../nbs/51_fewshot.ipynb #57c3a396
 def run_fewshot(data, seed, device, sets, models, shots, seeds, epochs, batch, lr, val_share, test_share,
@@ -505,14 +512,14 @@ def run_fewshot(data, seed, device, sets, models, shots, seeds, epochs, batch, l
     if not (sets and models and shots): raise PathgenError("fewshot needs at least one each of sets, models and shots: name them in the params file")
     found = [probe_set(data, s, models, shots, seed, **cut, seeds=seeds, epochs=epochs, batch=batch, lr=lr, device=device)
         for s in progress(sets, "probes")]
-    runs,checks,leaks = (pd.concat([pd.DataFrame(f[i]) for f in found], ignore_index=True) for i in range(3))
-    like = "histogram" if "histogram" in models else models[0]
+    runs,checks,leaks,lost = (pd.concat([pd.DataFrame(f[i]) for f in found], ignore_index=True) for i in range(4))
+    like = "histogram" if "histogram" in models else runs.model.iloc[0]
     tuned = tune_all(data, finetune_sets, finetune_models, like, seed=seed, device=device, **cut,
         epochs=finetune_epochs, batch=finetune_batch, lr=finetune_lr, head_lr=lr)
-    write_table(runs, root/"eval/fewshot.parquet")
+    write_table(pd.concat([runs.assign(error=""), *[lost]*bool(len(lost))]), root/"eval/fewshot.parquet")
     write_table(tuned, root/"eval/finetune.parquet")
-    m = summary(runs) | {f"finetune_{t.model}_{t.set}":t.accuracy for t in tuned.itertuples()}
+    m = summary(runs) | {f"finetune_{t.model}_{t.set}":t.accuracy for t in tuned[tuned.error==""].itertuples()}
     for c in ("probe","logistic"): m[f"check_{c}"] = checks[checks.model!="histogram"][c].mean()
     for c in ("by_group","by_image") if len(leaks) else (): m[f"leak_{c}"] = leaks[c].mean()
     write_metrics("fewshot", m, data)
-    return dict(runs=runs, checks=checks, leaks=leaks, tuned=tuned, metrics=m)
+    return dict(runs=runs, checks=checks, leaks=leaks, tuned=tuned, metrics=m, lost=pd.concat([lost, tuned[tuned.error!=""]]))

@@ -788,8 +788,10 @@ def read_tables(
         df = split_slides(read_slide_set(name, root/folder), val_share, seed, test_share)
         with atomic(root/f"eval/mil/splits/{name}.csv") as tmp: df[["slide_id","patient_id","label","split"]].to_csv(tmp, index=False)
         for label,of in bags.items():
-            tables[name,label],bad = set_bags(df, root/of, max_failed)
-            check_parts(tables[name,label], df.attrs["classes"], f"{df.attrs['title']}, {label}")
+            if (root/of).exists() or label==[*bags][-1]:
+                tables[name,label],bad = set_bags(df, root/of, max_failed)
+                check_parts(tables[name,label], df.attrs["classes"], f"{df.attrs['title']}, {label}")
+            else: bad = pd.DataFrame([dict(item="", error=f"{root/of} is missing: embed the slides with {label}, or take it out of mil.encoders")])
             errors.append(bad.assign(set=name, encoder=label))
     errors = pd.concat(errors, ignore_index=True)
     known = {*errors["item"], *(k for df in tables.values() for k in df.slide_id)}
@@ -805,13 +807,15 @@ def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs,
             top_k, mask_share, products, val_share, test_share, zero_shot, zero_shot_ks, truth):
     "The whole stage: bags of patch features and labels of slides → models, eval/mil and metrics."
     from pathgen.clip import load_clip
-    from pathgen.sets import named_model
+    from pathgen.sets import open_models
     device, root = pick_device(device), Path(data)
     if not (sets and encoders and heads and lrs): raise PathgenError("mil needs at least one each of sets, encoders, heads and lrs: name them in the params file")
     for h in heads: n_branches(h)
     recipe = Recipe(tuple(lrs), seeds, epochs, wd, hidden, gate, branches, top_k, mask_share, products)
     tables,errors,more = read_tables(data, sets, encoders, val_share, test_share, seed, max_failed)
-    towers = {n:load_clip(str(w), device) for n,w in (named_model(m, data) for m in zero_shot)}
+    towers = open_models(zero_shot, data, lambda name: load_clip(name, device))
+    lost = [f"zero-shot with {n}: {t}" for n,t in towers.items() if isinstance(t, str)] + [f"{e.set}, {e.encoder}: {e.error}" for e in errors[errors["item"]==""].itertuples()]
+    towers = {n:t for n,t in towers.items() if not isinstance(t, str)}
     items = train_all(data, tables, heads, recipe, seed, workers, device)
     rows,(named,notes) = [], zero_shot_all(tables, towers, zero_shot_ks)
     for i in items:
@@ -822,7 +826,7 @@ def run_mil(data, seed, device, workers, max_failed, sets, encoders, heads, lrs,
     final = _pair(encoders[-1], "mil.encoders")[0]
     looks = attend_all(data, [i for i in items if i["encoder"]==final], tables, root/truth if truth else None)
     for name,t in dict(results=results, attention=looks, errors=errors).items(): write_table(t, root/f"eval/mil/{name}.parquet")
-    m = summary(results, looks, final) | dict(sets=len(sets), encoders=len(encoders), slides=len(set().union(*(df.slide_id for df in tables.values()))),
+    m = summary(results, looks, final) | dict(sets=len(sets), encoders=len({e for _,e in tables}), slides=len(set().union(*(df.slide_id for df in tables.values()))),
         failed=len(errors), unlabelled=more)
     write_metrics("mil", m, data)
-    return dict(results=results, looks=looks, errors=errors, notes=notes, items=items, tables=tables, metrics=m)
+    return dict(results=results, looks=looks, errors=errors, notes=lost+notes, items=items, tables=tables, metrics=m)

@@ -7,8 +7,8 @@ Docs: https://pathgen.github.io/pathgen/sets.html.md"""
 # %% auto #0
 __all__ = ['CLASSES', 'TEMPLATES', 'MORE_TEMPLATES', 'PROMPTS', 'SUFFIXES', 'SETS', 'SLIDE_CLASSES', 'SLIDE_PROMPTS', 'SLIDES',
            'BRACS_TYPES', 'SLIDE_SETS', 'column', 'write_xlsx', 'read_set', 'read_images', 'colour_histogram',
-           'named_model', 'features_path', 'write_features', 'read_features', 'split_set', 'read_slide_set',
-           'split_slides']
+           'named_model', 'open_models', 'features_path', 'write_features', 'read_features', 'split_set',
+           'read_slide_set', 'split_slides']
 
 # %% ../nbs/08_sets.ipynb #5cd5f40d
 from pathlib import Path
@@ -341,6 +341,22 @@ def named_model(
     own = Path(data)/"models"/name
     if not own.is_dir(): raise PathgenError(f"{own} is missing: run `pathgen run {name}` first, or take {name} out of the models")
     return label, own
+
+# %% ../nbs/08_sets.ipynb #19f67c7b
+def open_models(
+    models:list, # NAME or LABEL=NAME
+    data, # Root of everything produced
+    load, # `load(name)` gives what is wanted of a model, no string
+)->dict: # Short name to what `load` gave, or to the reason (str) why there is none
+    "Load models; one of this run that is missing is an error, one from elsewhere a reason."
+    out = {}
+    for label,name in (named_model(m, data) for m in models):
+        if label in out: raise PathgenError(f"the models have {label} twice: write LABEL={name} with another label")
+        try: out[label] = load(name)
+        except PathgenError as e:
+            if isinstance(name, Path): raise
+            out[label] = one_line(e)
+    return out
 
 # %% ../nbs/08_sets.ipynb #bbe01d1c
 _TEXTS = ("label","split","group","path")

@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from pathgen.core import (PathgenError, digest, each, file_digest, one_line, progress, read_json, rng, write_metrics,
     write_table)
 from .clip import load_clip
-from .sets import (CLASSES, MORE_TEMPLATES, SETS, TEMPLATES, colour_histogram, column, features_path, named_model, read_features,
+from .sets import (CLASSES, MORE_TEMPLATES, SETS, TEMPLATES, colour_histogram, column, features_path, open_models, read_features,
     read_images, read_set, write_features)
 
 # %% ../nbs/50_zeroshot.ipynb #08367eeb
@@ -28,14 +28,10 @@ def load_models(
     batch:int=64, # Images encoded at once
 )->dict: # Short name to the Clip, or to the reason why there is none
     "Load all models; one of this run that is missing is an error."
-    out = {}
-    for label,name in (named_model(m, data) for m in models):
-        if label in (*out, "histogram"): raise PathgenError(f"zeroshot.models has {label} twice, or it is taken: write LABEL={name} with another label")
-        try: out[label] = load_clip(name, device)
-        except PathgenError as e:
-            if isinstance(name, Path): raise
-            out[label] = one_line(e)
-        else: out[label].batch = batch
+    out = open_models(models, data, lambda name: load_clip(name, device))
+    if "histogram" in out: raise PathgenError("zeroshot.models: the name histogram is taken: write LABEL=NAME with another label")
+    for clip in out.values():
+        if not isinstance(clip, str): clip.batch = batch
     return out
 
 # %% ../nbs/50_zeroshot.ipynb #3d8fdb57

@@ -109,6 +109,12 @@ def test_missing_inputs_name_the_stage(tmp_path, model):
     (tmp_path/"tiles").mkdir()
     with pytest.raises(PathgenError, match="pathgen run slides"): go(tmp_path, model)
 
+def test_another_model_that_cannot_be_had_is_reported(root, model):
+    df = go(root, model, also=["gone=../no/such/model",f"same={model}"])
+    assert list(df.attrs["lost"]) == ["gone"] and "no such model folder" in df.attrs["lost"]["gone"]
+    assert (root/"features_same/A.h5").exists() and not (root/"features_gone").exists() and df.patches.tolist() == [36,36]
+    with pytest.raises(PathgenError, match="models/clip is missing"): go(root, model, also=["clip"])
+
 def test_no_model_and_bad_batch(root, model):
     with pytest.raises(PathgenError, match="clip_init"): go(root, None)
     with pytest.raises(PathgenError, match="embed.batch is 0"): go(root, model, batch=0)

@@ -220,8 +220,18 @@ def test_pictures_on_demand_are_those_in_memory(data, monkeypatch):
     tune_one(item, data/"b.parquet", **args)
     assert read_table(data/"a.parquet", ["accuracy","val","epoch"]).equals(read_table(data/"b.parquet", ["accuracy","val","epoch"]))
 
+def test_models_without_weights_are_reported(data):
+    r = stage(data, models=["conch","clip","histogram"], finetune_models=["gone=../no/such/model","clip"])
+    assert [(l.model,l.set) for l in r["lost"].itertuples()] == [("conch","lc_colon"),("conch","pcam"),("gone","lc_colon")]
+    assert r["lost"].error.str.contains("with the model conch|no such model folder").all() and not r["lost"].error.str.contains("\n").any()
+    t, tuned, m = read_table(data/"eval/fewshot.parquet"), read_table(data/"eval/finetune.parquet"), read_json(data/"metrics/fewshot.json")
+    assert (t.error!="").sum() == 2 and (t.model=="clip").sum() == 8 and tuned.error.ne("").tolist() == [False,True]
+    assert "finetune_clip_lc_colon" in m and not any("gone" in k or "conch" in k for k in m)
+
 def test_faults_are_one_line(data, tmp_path):
     with pytest.raises(PathgenError, match="run the stage zeroshot with the model none"): stage(data, models=["none"])
+    (data/"models/own").mkdir()
+    with pytest.raises(PathgenError, match="run the stage zeroshot with the model own"): stage(data, models=["own","clip"])
     with pytest.raises(PathgenError, match="models/none is missing"): stage(data, finetune_models=["none"])
     with pytest.raises(PathgenError, match="at least one each of sets, models and shots"): stage(data, shots=[])
     df = fewshot.read_features(data, "clip", "lc_colon")[0]

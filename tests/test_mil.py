@@ -284,6 +284,13 @@ def test_zero_shot_takes_all_patches_of_a_small_bag():
 
 # Bags and models
 
+def test_encoders_and_clips_that_are_missing_are_reported(data):
+    r = stage(data, encoders=["gone=none","clip=clip"], heads=["abmil"], zero_shot=["conch=../no/such/model","clip"])
+    assert "zero-shot with conch: ../no/such/model: no such model folder" in r["notes"][0] and "camelyon16, gone: " in r["notes"][1]
+    assert set(r["results"].encoder) == {"clip"} and r["errors"].encoder.tolist() == ["gone"] and r["metrics"]["encoders"] == 1
+    assert set(r["results"]["head"]) == {"abmil","zeroshot"}
+    with pytest.raises(PathgenError, match="none is missing"): stage(data, encoders=["clip=clip","gone=none"])
+
 def test_faults_are_one_line(data, tmp_path):
     for kw,say in ((dict(heads=["transmil"]), "transmil, which is none of abmil, acmil"), (dict(sets=[]), "at least one each of sets"), (dict(sets=["camelyon16"]), "write LABEL=FOLDER"),
         (dict(encoders=["x=none"]), "none is missing"), (dict(sets=["nosuch=c16"]), "labels.csv is missing, and nosuch is no published set"), (dict(zero_shot=["nosuch"]), "nosuch is missing")):
