@@ -341,6 +341,10 @@ def torchrun(
     (out/"job.json").unlink()
 
 # %% ../nbs/04_clip.ipynb #6fdf0df5
+def _told(loader): # Batches of a DataLoader; of an error in a worker its own line, without the traceback that torch puts around it
+    try: yield from loader
+    except PathgenError as e: raise PathgenError(str(e).rpartition("PathgenError: ")[2].strip()) from e
+
 class Batches:
     "Batches of pairs in the form that open_clip's trainer takes, in an order set by seed and epoch."
     def __init__(self,
@@ -365,7 +369,7 @@ class Batches:
     def _images(self, order):
         import torch
         if isinstance(self.images, np.ndarray): return (torch.from_numpy(self.images)[o] for o in order)
-        return torch.utils.data.DataLoader(self.images, batch_sampler=order.tolist(), num_workers=self.workers, pin_memory=self.clip.device != "cpu")
+        return _told(torch.utils.data.DataLoader(self.images, batch_sampler=order.tolist(), num_workers=self.workers, pin_memory=self.clip.device != "cpu"))
 
     def __iter__(self):
         g = rng(self.seed, "order", self.epoch)

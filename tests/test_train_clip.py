@@ -89,6 +89,11 @@ def test_broken_shards_are_one_clear_line(root, harm, says):
     with pytest.raises(PathgenError, match=says) as e: T.run_train_clip(root, **KW)
     assert "\n" not in str(e.value)
 
+def test_a_broken_image_is_one_clear_line_from_a_worker_too(root, monkeypatch):
+    rot(root/"init/shards/train-000001.tar")
+    monkeypatch.setattr(T, "MEMORY", 0)
+    with pytest.raises(PathgenError, match="^[^ ]*train-000001.tar: image p1003 cannot be decoded; run the stage that wrote it again [^\n]*$"): T.run_train_clip(root, **(KW | dict(workers=1)))
+
 def rot(path):
     row = T.read_index([path]).set_index("key").loc["p1003"]
     raw = bytearray(path.read_bytes()); raw[row.offset:row.offset+200] = bytes(200); path.write_bytes(raw)
