@@ -220,6 +220,15 @@ def test_pictures_on_demand_are_those_in_memory(data, monkeypatch):
     tune_one(item, data/"b.parquet", **args)
     assert read_table(data/"a.parquet", ["accuracy","val","epoch"]).equals(read_table(data/"b.parquet", ["accuracy","val","epoch"]))
 
+def test_a_set_of_copies_without_its_clusters_is_said_to_leak(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHGEN_PROGRESS", str(tmp_path/"terminal"))
+    kw = dict(sets=["lc_colon"], models=["histogram"], finetune_sets=[])
+    assert not stage(data, **kw)["copies"]
+    df,x = fewshot.read_features(data, "histogram", "lc_colon")
+    monkeypatch.setattr(fewshot, "read_features", lambda *a: (df.assign(group=""), x))
+    said, = stage(data, **kw)["copies"]
+    assert said.startswith("LC-Colon (stand-in): no clusters.csv") and said in (tmp_path/"terminal").read_text()
+
 def test_models_without_weights_are_reported(data):
     r = stage(data, models=["conch","clip","histogram"], finetune_models=["gone=../no/such/model","clip"])
     assert [(l.model,l.set) for l in r["lost"].itertuples()] == [("conch","lc_colon"),("conch","pcam"),("gone","lc_colon")]
