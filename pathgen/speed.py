@@ -11,8 +11,8 @@ __all__ = ['CLASSES', 'LLAVAS', 'GOALS', 'take_turns', 'times_faster', 'grid', '
            'time_embedding', 'timeline', 'show_timeline', 'encoder_rate', 'matrix_peak', 'stage_rate', 'operations',
            'large_slide', 'fill_ellipse', 'apart', 'tile_large', 'embed_large', 'fake_slide', 'sklearn_cluster',
            'time_selection', 'train_open_clip', 'time_training', 'training_rate', 'time_probes', 'time_heads',
-           'time_questions', 'time_answers', 'random_llava', 'answer_rate', 'start_and_run', 'time_large',
-           'speed_numbers', 'goals_met', 'run_speed']
+           'train_large', 'measure_heads', 'time_questions', 'time_answers', 'random_llava', 'answer_rate',
+           'start_and_run', 'time_large', 'speed_numbers', 'goals_met', 'run_speed']
 
 # %% ../nbs/80_speed.ipynb #a291a2d3
 import functools, time
@@ -521,6 +521,22 @@ def time_heads(
     t = time_grid(products="bf16", **kw)
     return dict(mil_grid_seconds=t["seconds"], mil_vs_plain=t["ratio"])
 
+def train_large(n, dim):
+    "What the stage `mil` does with a very large bag: a training step of each head at all learning rates, and its validation."
+    from pathgen.mil import HEADS, Recipe, layers, n_branches, plan_run, train_runs
+    how, bag = Recipe(), np.random.default_rng(0).standard_normal((n,dim), np.float32).astype(np.float16)
+    for head in HEADS:
+        shapes = layers(dim, 2, n_branches(head, how.branches), how.hidden, how.gate)
+        train_runs(([bag],[1]), ([bag],[1]), how.lrs, [plan_run(shapes, 1, 1, 0, how.top_k)], shapes)
+
+def measure_heads(
+    n:int=100_000, # Instances of the bag
+    dim:int=512, # Of the features
+)->dict: # mil_large_gb
+    "The peak memory of training on a very large bag, in a process of its own."
+    from pathgen import speed
+    return dict(mil_large_gb=apart(speed.train_large, n, dim)["peak_gb"])
+
 # %% ../nbs/80_speed.ipynb #4f24f8a8
 def time_questions(
     agent:str, # Folder of a LLaVA
@@ -653,7 +669,7 @@ def speed_numbers(
         startup_slowest=t["stages"].startup.max())
 
 GOALS = dict(vs_openslide=(4, 1), vs_cucim=(1, 1), every_pixel_vs_turbo=(.85, 1), embed_vs_encoding=(.8, 1), select_vs_sklearn=(4, 1), answers_vs_single=(8, 1),
-    train_vs_open_clip=(.95, 1), train_loading=(.05, -1), few_shot_seconds=(60, -1), mil_grid_seconds=(300, -1),
+    train_vs_open_clip=(.95, 1), train_loading=(.05, -1), few_shot_seconds=(60, -1), mil_grid_seconds=(300, -1), mil_large_gb=(4, -1),
     select_seconds=(1.5, -1), large_tile_gb=(2, -1), large_embed_gb=(2, -1), startup_slowest=(4, -1)) # Goal; 1 at least, -1 at most
 
 def goals_met(
@@ -678,7 +694,7 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
         embedding=time_embedding(path, model, px, patches, threads, rounds, device), timeline=timeline(path, clip, px, coords, 32, threads),
         selection=time_selection(select_patches, select_dim, rounds), encoders={a:encoder_rate(a, device) | training_rate(a, device) | stage_rate(path, a, px, patches, threads, device) for a in archs} | {f"llava_{n}":answer_rate(n, device) for n in llavas}, large={},
         training=time_training(sorted(need(Path(data)/"init/shards").glob("train-*.tar"))[:train_shards], 64, rounds, threads, pick_device(device)),
-        probes=time_probes(), heads=time_heads(), **{k:f(str(need(Path(data)/"models"/m)), sorted(need(Path(data)/"patches").glob("*/*.jpg"))[:32], rounds, pick_device(device))
+        probes=time_probes(), heads=time_heads() | measure_heads(), **{k:f(str(need(Path(data)/"models"/m)), sorted(need(Path(data)/"patches").glob("*/*.jpg"))[:32], rounds, pick_device(device))
             for k,f,m in (("answers",time_answers,"describe"), ("questions",time_questions,"llava"))})
     if large_px:
         with tempfile.TemporaryDirectory() as d: t["large"] = time_large(d, path, *large_px, px, model, device, threads)
