@@ -570,7 +570,7 @@ def load_lmm(
 # %% ../nbs/05_lmm.ipynb #6942b591
 def _untaught(texts, clip, start, px, seed, eyes=True): # A model made of the parts that there are
     from pathgen.clip import load_clip
-    m = load_lmm(start) if start else None
+    m = load_lmm(start, "cpu") if start else None
     if m and eyes and not clip: return m
     tok = m.tokenizer if m else make_tokenizer(texts)
     llm = llm_of(m) if m else build_llm(tok, seed)

@@ -100,6 +100,12 @@ def test_shards_are_asked_for_in_words_that_the_trainer_takes(tmp_path):
     assert plugin["fsdp_version"] == 2 and plugin["state_dict_type"] == "FULL_STATE_DICT" and plugin["activation_checkpointing"] and not args.activation_checkpointing
     assert plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP" and "LlamaDecoderLayer" in make().model._no_split_modules
 
+def test_training_starts_in_single_precision_on_any_device(monkeypatch, tmp_path):
+    L.save_lmm(make(sees=False), tmp_path/"m")
+    monkeypatch.setattr(L, "pick_device", lambda d: "cuda" if d == "auto" else d)
+    start = L._untaught([], None, tmp_path/"m", None, 0)
+    assert {p.dtype for p in start.model.parameters()} == {torch.float32}, "steps of 2e-5 are lost in bfloat16"
+
 def test_stage_one_moves_the_projector_alone(tmp_path):
     m = make(); old = weights(m)
     L.train_lmm(m, talks(m), tmp_path, L.PROJECTOR, epochs=1, batch=8)
