@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
-from .core import PathgenError, digest, read_json, terminal, write_json
+from .core import DEIDENTIFIED, PathgenError, deidentified, digest, read_json, terminal, write_json
 
 # %% ../nbs/02_chat.ipynb #c9f7b8ac
 @dataclass(frozen=True)
@@ -265,14 +265,13 @@ register(Provider("openai", None, lambda role, target, **o: "@".join(endpoint(ta
 def allow(
     role:Role, # What is to be done
     provider:str, # Name of the provider
-    deidentified:bool=False, # Are the inputs known to be free of private data?
     **options, # Of the provider
 )->Provider:
     "The provider, if it may see the inputs of `role`."
     p = get_provider(provider)
-    if role.private and not deidentified and not p.local(**options):
+    if role.private and not deidentified() and not p.local(**options):
         raise PathgenError(f"role {role.name}: provider {provider} would send private data off this "
-            "machine: set reports.deidentified: true if the reports are free of it, or use the "
+            "machine: set base.deidentified: true if slides, reports and pairs are free of it, or use the "
             "provider builtin")
     return p
 
@@ -371,11 +370,10 @@ def ask(
     provider:str="builtin", # Who does it
     inputs:dict=None, # Values for the prompt, and others a rule may want (such as an image)
     retries:int=2, # How often a bad answer is asked for again
-    deidentified:bool=False, # Are the inputs known to be free of private data?
     **options, # Of the provider
 )->Answer:
     "Ask a provider to do the job of a role, and check what it says."
-    p = allow(role, provider, deidentified, **options)
+    p = allow(role, provider, **options)
     a, = _answers(p, role, provider, [inputs or {}], retries, **options)
     if isinstance(a, AnswerError): raise a
     return a
@@ -385,11 +383,10 @@ def ask_many(
     provider:str, # Who does it
     inputs:list, # As `ask` takes them, one dict a job
     retries:int=2, # How often a bad answer is asked for again
-    deidentified:bool=False, # Are the inputs known to be free of private data?
     **options, # Of the provider
 )->list: # Of each input its `Answer`, or the `AnswerError` in its place
     "Ask a provider to do the job of a role many times, as many at a time as it can."
-    p = allow(role, provider, deidentified, **options)
+    p = allow(role, provider, **options)
     _announce(role, provider, estimate(role, provider, inputs, **options))
     return _answers(p, role, provider, inputs, retries, **options)
 
@@ -418,9 +415,9 @@ def _images(role, inputs):
     raise PathgenError(f"role {role.name}: {len(inputs)-len(ims)} of {len(inputs)} inputs have no image: ask for them apart")
 
 def _read(role, answer):
-    "What the answer of an agent says, or the `ValueError` in its place."
+    "What the answer of an agent says, or the `Misfit` in its place."
     try: return role.read(answer)
-    except ValueError as e: return e
+    except ValueError as e: return Misfit(str(e))
 
 def _by_lmm(role, prompts, inputs, attempt, complaints, target, device="auto", max_tokens=256, **options):
     "Answers of a model on this disk."
@@ -461,7 +458,7 @@ architecture, cells, nuclei, cytoplasm, stroma, inflammation, necrosis, mitoses.
 history, no measures or counts, no special stains or tests, no treatment or course. Where the image does not settle a question, \
 leave it out. Write whole sentences, no list, and do not say that there was a caption.
 
-Answer as JSON: {{"text": "..."}}""", Enhanced)
+Answer as JSON: {{"text": "..."}}""", Enhanced, private=True)
 
 # %% ../nbs/02_chat.ipynb #49366420
 def without(
@@ -501,7 +498,7 @@ not there; delete a finding that matters; edit a finding into another of its kin
 with the result must be able to tell that it is wrong, and whoever only reads it must not. Change nothing else.
 
 Answer as JSON: {{"text": the wrong description, "op": "add", "delete" or "edit", "before": the words of the description that were \
-taken out or replaced, exactly as they stand, "" for add, "after": the words that were put in, exactly as they stand, "" for delete}}""", Broken)
+taken out or replaced, exactly as they stand, "" for add, "after": the words that were put in, exactly as they stand, "" for delete}}""", Broken, private=True)
 
 # %% ../nbs/02_chat.ipynb #347e7dc4
 class Turn(BaseModel):
@@ -537,7 +534,7 @@ is seen, such as which features the nuclei show.
 - Say in an answer only what stands above, in detail, in one to three sentences.
 - Do not mention that there is a description.
 
-Answer as JSON: {{"questions": [{{"question": "...", "answer": "..."}}]}}""", Dialogue)
+Answer as JSON: {{"questions": [{{"question": "...", "answer": "..."}}]}}""", Dialogue, private=True)
 
 # %% ../nbs/02_chat.ipynb #e92562ab
 SPREAD = 4 # Words by which the longest option may exceed the shortest
@@ -582,7 +579,7 @@ not looked at the image. Make them alike in length, form and detail; the right o
 - Explain in a sentence what in the image makes the answer right. Do not mention that there is a description.
 
 Answer as JSON: {{"questions": [{{"question": "...", "options": ["...", "...", "...", "..."], "answer": the right option word for \
-word, "explanation": "..."}}]}}""", Choices)
+word, "explanation": "..."}}]}}""", Choices, private=True)
 
 # %% ../nbs/02_chat.ipynb #474592fa
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -633,4 +630,4 @@ right: a finding that the image does not show, or a wrong diagnosis, weighs more
 what matters: architecture, cells, nuclei, stroma, and what follows from them. Length, style and order do not count. If neither is \
 better, it is a tie.
 
-Answer as JSON: {{"winner": "a", "b" or "tie", "reason": one or two sentences that name the findings which decide}}""", Verdict)
+Answer as JSON: {{"winner": "a", "b" or "tie", "reason": one or two sentences that name the findings which decide}}""", Verdict, private=True)

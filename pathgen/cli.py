@@ -142,7 +142,8 @@ BASE = {"data": ("../data", "root of everything produced, relative to nbs/"),
         "engine": ("local", "one of local|ray|HOST:PORT, the address of a Ray cluster"),
         "item_minutes": (0., "minutes that an item may take, 0 for no bound [0, inf)"),
         "item_gb": (0., "memory of a worker, GB, 0 for no bound [0, inf)"),
-        "max_requests": (1000, "requests to endpoints that may be sent in all [0, inf)")}
+        "max_requests": (1000, "requests to endpoints that may be sent in all [0, inf)"),
+        "deidentified": (False, "whether slides, reports and pairs are free of private data and may leave this machine")}
 
 def check_value(
     where:str, # File, section and key, for the message
@@ -311,8 +312,11 @@ def data_dir(
 
 def kernel_env(
     root, # Root of the project
+    free:bool=False, # What `base.deidentified` says
 ):
-    "Kernels import this project's package, leave cores to others while they wait, and spare the terminal a warning about widgets."
+    "Kernels import this project's package, know what may leave this machine, leave cores to others while they wait, and spare the terminal a warning about widgets."
+    from pathgen.core import DEIDENTIFIED
+    os.environ[DEIDENTIFIED] = str(free).lower()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     add = lambda name, sep, *vs: os.environ.update({name:sep.join(v for v in vs if v)})
     add("PYTHONPATH", os.pathsep, str(root), os.environ.get("PYTHONPATH"))
@@ -342,7 +346,7 @@ def run_stage(
     nb, params = notebook(stage, root), read_params(file)
     values, data = check_params(stage, params, nb, file), data_dir(params, root)
     check_all(params, root, file)
-    kernel_env(root)
+    kernel_env(root, params.get("base", {}).get("deidentified", False))
     name = nb.name if nb.stem.partition("_")[2] == stage else f"{nb.stem}.{stage}.ipynb"
     with writing(data):
         (data/".locks").mkdir(parents=True, exist_ok=True)

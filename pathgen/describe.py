@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pydantic import BaseModel, Field
 from .core import PathgenError, digest, each, file_digest, keep_good, need, one_line, read_table, write_metrics, write_table
-from .chat import Role, ask, ask_many, builtin, get_provider, provenance
+from .chat import Role, allow, ask, ask_many, builtin, provenance
 from .findings import Truth, claims, precision_recall, score
 from . import morphometry
 from .morphometry import describe_findings, measure, measured_by, observe, pertinent, read_patch, slide_stains
@@ -25,7 +25,7 @@ class Description(BaseModel):
     "What a patch shows."
     text: str = Field(min_length=20)
 
-DESCRIBE = Role("describe", "This is a histopathology image from {source}, describe this image in detail.", Description, read=lambda answer: dict(text=answer))
+DESCRIBE = Role("describe", "This is a histopathology image from {source}, describe this image in detail.", Description, private=True, read=lambda answer: dict(text=answer))
 
 @builtin("describe")
 def describe_by_measure(
@@ -197,7 +197,7 @@ def image_digests(
 
 def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing, max_requests=1000, **loop):
     "The whole stage: patches.parquet and its images to text/descriptions.parquet."
-    get_provider(provider)
+    allow(DESCRIBE, provider)
     data, items = Path(data), describe_items(data)
     text, folder, chat = data/"text", str(data/"patches"), dict(cache=str(data/"chat"), max_requests=max_requests)
     f = functools.partial(describe_slide, folder=folder, provider=provider, mpp_if_missing=mpp_if_missing, seed=seed, chat=chat)

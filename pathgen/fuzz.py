@@ -459,7 +459,7 @@ def through_reports(
     "Send reports through the stage reports."
     from pathgen.reports import run_reports, safe_name
     write_table(files, Path(data)/"report_files.parquet")
-    parts, _, _ = run_reports(str(data), "builtin", 50, 3, 2, False, 1, workers, **bounds)
+    parts, _, _ = run_reports(str(data), "builtin", 50, 3, 2, 1, workers, **bounds)
     table = Path(data)/"reports/errors.parquet"
     wrong = dict(read_table(table).itertuples(index=False)) if table.exists() else {}
     text = parts.groupby("report_id").text.agg("\n".join).to_dict()

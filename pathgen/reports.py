@@ -467,14 +467,13 @@ def clean_file(
     path, # Where the table of its parts goes
     provider:str="builtin", # Who cleans
     retries:int=2, # How often a bad answer is asked for again
-    deidentified:bool=False, # Are the reports free of private data?
     chat:dict={}, # cache and max_requests of an endpoint
     **limits, # max_words, max_parts
 )->None:
     "Clean one report into a Parquet table of its parts."
     text, tries = read_report(item["path"]), 0 if provider == "builtin" else retries
     with discreet(item["path"]):
-        a = ask(CLEAN, provider, dict(report=text, **limits), tries, deidentified, **chat)
+        a = ask(CLEAN, provider, dict(report=text, **limits), tries, **chat)
     parts = a.value.parts
     if len(parts) > limits["max_parts"]: parts = choose(parts, **limits)
     df = pd.DataFrame(dict(text=parts, part=range(1, len(parts)+1))).assign(
@@ -523,7 +522,6 @@ def run_reports(
     max_words, # Words a part may have, 50 at most
     max_parts, # Parts a report may have
     retries, # How often a bad answer is asked for again
-    deidentified, # Reports hold no private data and may leave this machine
     max_failed, # Share of the reports that may fail
     workers, # Processes
     max_requests=1000, # Requests to endpoints that may be sent in all
@@ -531,11 +529,10 @@ def run_reports(
 )->tuple: # Table of parts, table of files, metrics
     "The whole stage: `report_files.parquet` -> `reports.parquet`."
     check_limits(max_words, max_parts)
-    allow(CLEAN, provider, deidentified)
+    allow(CLEAN, provider)
     root = Path(data)
     files = read_table(root/"report_files.parquet", ["report_id", "patient_id", "path"])
-    how = dict(provider=provider, retries=retries, deidentified=deidentified,
-               max_words=max_words, max_parts=max_parts)
+    how = dict(provider=provider, retries=retries, max_words=max_words, max_parts=max_parts)
     who, chat = provenance(CLEAN, provider), dict(cache=str(root/"chat"), max_requests=max_requests)
     seen = lambda r: file_digest(r["path"]) if Path(r["path"]).is_file() else None
     keys = each(partial(clean_file, chat=chat, **how), files.to_dict("records"), root/"reports",

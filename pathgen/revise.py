@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np, pandas as pd
 from pydantic import BaseModel, Field
 from .core import PathgenError, digest, each, file_digest, keep_good, one_line, read_table, rng, write_metrics, write_table
-from .chat import BREAK, Role, ask, ask_many, builtin, get_provider, provenance
+from .chat import BREAK, Misfit, Role, allow, ask, ask_many, builtin, provenance
 from .findings import Truth, claims, outweigh, parse, precision_recall, score
 from .morphometry import (FRAMES, PHRASES, group, join, load_rules, logistic, logit, measure, measured_by, phrase,
                                  read_patch, second_chances, slide_stains)
@@ -35,7 +35,7 @@ class Revision(BaseModel):
     operations: list[Operation] = Field([], description="what corrects the description; none where it is right")
 
 REVISE = Role("revise", "This is a histopathology image from {source}. Its description reads: {text} What must be added, deleted or edited?",
-              Revision, read=lambda answer: dict(operations=read_operations(answer)))
+              Revision, private=True, read=lambda answer: dict(operations=read_operations(answer)))
 
 def say_operations(
     operations:list, # Of `Operation`
@@ -245,7 +245,7 @@ def break_by_rule(
     "Put one error into a text."
     truth = {c:False for c in PHRASES} | claims(description)
     made = inject(description, truth, op, seed)
-    if made is None: raise ValueError(f"there is nothing to {op}")
+    if made is None: raise Misfit(f"there is nothing to {op}")
     before, after = changed(description, made[0])
     return dict(text=made[0], op=op, before=before, after=after)
 
@@ -455,7 +455,7 @@ def revise_metrics(
 # %% ../nbs/31_revise.ipynb #55101e1f
 def run_revise(data, seed, workers, max_failed, provider, mpp_if_missing, trials_per_slide, max_requests=1000, **loop):
     "The whole stage: text/descriptions.parquet to text/revisions.parquet."
-    get_provider(provider)
+    allow(REVISE, provider)
     data, items = Path(data), revise_items(data)
     out, folder, truth_dir = data/"text"/"revisions", str(data/"patches"), str(data/"phantom"/"truth")
     chat = dict(cache=str(data/"chat"), max_requests=max_requests)

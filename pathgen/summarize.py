@@ -301,7 +301,7 @@ class Summary(BaseModel):
 
 SUMMARISE = chat.Role("summarise", """Condense this description of a histopathology image into one or two sentences of at most 50 words, in its \
 own terms and with nothing new: diagnosis and architecture, nuclei, stroma and other cells, then what is absent.
-{description}""", Summary, read=lambda answer: shortened(answer), stage="summarize")
+{description}""", Summary, private=True, read=lambda answer: shortened(answer), stage="summarize")
 
 def shortened(
     answer:str, # Of a trained agent
@@ -363,7 +363,7 @@ def run_summarize(
 )->tuple: # captions.parquet, and patch_id to description
     "The whole stage: `revisions.parquet` to `captions.parquet`."
     text = Path(data)/"text"
-    chat.get_provider(provider)
+    chat.allow(SUMMARISE, provider)
     revisions = read_table(text/"revisions.parquet")
     slides = list(revisions.groupby("slide_id", sort=True))
     rows = lambda s: s[1][["patch_id","text"]].values.tolist()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .core import (PathgenError, each, file_digest, keep_good, need, one_line, read_table, rng, write_metrics,
                           write_table)
-from .chat import BREAK, ENHANCE, ask_many, builtin, get_provider, provenance, render
+from .chat import BREAK, ENHANCE, allow, ask_many, builtin, provenance, render
 from .describe import DESCRIBE, describe_items, describe_slide, flat_metrics, grade
 from .findings import claims, outweigh
 from .morphometry import PHRASES, chances, decide, describe_findings, load_rules, measure, measured_by, pertinent
@@ -256,7 +256,7 @@ def run_train_agent(data, seed, device, workers, max_failed, max_requests, role,
     "The whole stage: conversations, an agent in data/models, and its numbers beside those of the builtin one."
     from pathgen.core import pick_device
     from pathgen.lmm import teach
-    get_provider(provider)
+    allow(ENHANCE, provider)
     data, chat = Path(data), dict(cache=str(Path(data)/"chat"), max_requests=max_requests)
     out = data/"models"/role
     start = start or (str(data/"models/describe") if role == "revise" else None)

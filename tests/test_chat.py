@@ -3,7 +3,7 @@ import pytest
 from pydantic import BaseModel
 from pathgen import chat
 from pathgen.chat import AnswerError, Misfit, Provider, Role, allow, ask, ask_many, builtin, check, provenance, register, render
-from pathgen.core import PathgenError
+from pathgen.core import DEIDENTIFIED, PathgenError
 
 class Count(BaseModel): n: int
 
@@ -43,11 +43,13 @@ def test_gives_up_after_retries():
     with pytest.raises(AnswerError, match="model gave no good answer in 2 tries"): ask(ROLE, "model", dict(text="x"), retries=1)
     assert len(asked) == 2
 
-def test_private_inputs_stay():
+def test_private_inputs_stay(monkeypatch):
     asked = model(['{"n": 1}'])
-    with pytest.raises(PathgenError, match="reports.deidentified: true"): ask(SECRET, "model", dict(text="x"))
+    with pytest.raises(PathgenError, match="base.deidentified: true"): ask(SECRET, "model", dict(text="x"))
     assert asked == []
-    assert ask(SECRET, "model", dict(text="x"), deidentified=True).value.n == 1
+    monkeypatch.setenv(DEIDENTIFIED, "true")
+    assert ask(SECRET, "model", dict(text="x")).value.n == 1
+    monkeypatch.setenv(DEIDENTIFIED, "false")
     model(['{"n": 1}'], "here", local=True)
     assert ask(SECRET, "here", dict(text="x")).value.n == 1
 
@@ -186,4 +188,4 @@ def test_the_roles_of_the_paper_are_asked_like_any_other():
     for role in (chat.ENHANCE, chat.BREAK, chat.DIALOGUE, chat.CHOICE, chat.JUDGE):
         many({"t":["none"]})
         with pytest.raises(AnswerError, match=f"role {role.name}: .* no JSON object"): ask(role, "many", given | dict(text="t"), retries=0)
-        assert "{" not in render(role, **given).split("Answer as JSON: {")[0] and not role.private
+        assert "{" not in render(role, **given).split("Answer as JSON: {")[0] and role.private

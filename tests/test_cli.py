@@ -48,6 +48,13 @@ def test_same_run_same_bytes_and_progress_reaches_the_terminal(tmp_path):
     assert [c["id"] for c in nb["cells"]]==["b", "params", "c"] and "papermill" not in before.decode()
     assert sorted(p.name for p in run.parent.iterdir())==["20_cut.ipynb"]
 
+@pytest.mark.parametrize("free", (True, False))
+def test_what_may_leave_the_machine_reaches_the_kernel(tmp_path, monkeypatch, free):
+    monkeypatch.setenv(core.DEIDENTIFIED, str(not free).lower())
+    project(tmp_path, "from pathgen.core import deidentified\nopen(f'{data}/out.txt','w').write(str(deidentified()))", PARAMS | dict(base=PARAMS["base"] | dict(deidentified=free)))
+    r = shell(tmp_path, "run", "cut")
+    assert r.returncode==0 and (tmp_path/"data"/"out.txt").read_text()==str(free), r.stderr
+
 def test_a_failing_stage_ends_in_one_line_and_keeps_its_notebook(tmp_path):
     project(tmp_path, "from pathgen.core import read_table\nread_table(f'{data}/patches.parquet')")
     r = shell(tmp_path, "run", "cut")

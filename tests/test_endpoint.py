@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest
 from pydantic import BaseModel
 from pathgen import chat
 from pathgen.chat import AnswerError, Role, ask, ask_many, estimate, serves
-from pathgen.core import PathgenError, read_table, write_table, write_text
+from pathgen.core import DEIDENTIFIED, PathgenError, read_table, write_table, write_text
 
 class Word(BaseModel): word: str
 ROLE = Role("echo", "Say {word}.", Word)
@@ -175,7 +175,7 @@ def reports(root, n):
 
 def parts(body): return json.dumps(dict(parts=[f"Infiltrating glands in case {re.search('case ([0-9]+)', json.dumps(body))[1]}."]))
 
-RUN = "import sys; from pathgen.reports import run_reports; run_reports(sys.argv[1], sys.argv[2], 50, 3, 1, True, .5, 2, max_requests=999)"
+RUN = "import sys; from pathgen.reports import run_reports; run_reports(sys.argv[1], sys.argv[2], 50, 3, 1, .5, 2, max_requests=999)"
 def run(root, provider): return subprocess.Popen([sys.executable, "-c", RUN, str(root/"data"), provider], stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=os.environ | {"PYTHONPATH":str(Path(__file__).parent.parent), "IN_TEST":"1"})
 
@@ -197,16 +197,42 @@ def test_garbage_ends_in_the_error_table_and_never_in_a_row(server, tmp_path):
     from pathgen.reports import run_reports
     reports(tmp_path, 4)
     server.answer = lambda body: "I am sorry." if "case 2" in json.dumps(body) else parts(body)
-    df, *_ = run_reports(tmp_path/"data", server.provider, 50, 3, 1, False, .5, 1)
+    df, *_ = run_reports(tmp_path/"data", server.provider, 50, 3, 1, .5, 1)
     errors = read_table(tmp_path/"data/reports/errors.parquet")
     assert len(df)==3 and df.text.str.len().min() > 10 and errors.item.tolist()==["R2"] and "no good answer in 2 tries" in errors.error[0]
     assert "case 2" not in errors.error[0]
 
-def test_reports_stay_here_unless_they_are_deidentified(tmp_path):
-    from pathgen.reports import run_reports
-    reports(tmp_path, 1)
-    with pytest.raises(PathgenError, match="would send private data off this machine: set reports.deidentified"):
-        run_reports(tmp_path/"data", "openai:m@https://example.org/v1", 50, 3, 1, False, .5, 1)
+def launch(stage, root, provider):
+    "One of the stages that ask a model, on what `given` laid down."
+    from pathgen import describe, reports, revise, summarize
+    how = dict(data=root/"data", seed=0, workers=1, max_failed=.5, provider=provider, mpp_if_missing=None)
+    if stage == "reports": return reports.run_reports(root/"data", provider, 50, 3, 1, .5, 1)[0]
+    if stage == "describe": return describe.run_describe(**how)[0]
+    if stage == "revise": return revise.run_revise(**how, trials_per_slide=0)[0]
+    return summarize.run_summarize(provider, root/"data", max_failed=.5)[0]
+
+def given(root, n=2):
+    "A data folder for any of them: reports, patches of two slides, descriptions, revisions."
+    from test_describe import folder
+    reports(root, n)
+    patches = read_table(folder(root/"data", n=n)/"patches.parquet")
+    texts = patches[patches.kept].assign(text=[f"Glands in case {i}." for i in range(2*n)])[["patch_id","slide_id","text"]]
+    for name in ("descriptions","revisions"): write_table(texts, root/f"data/text/{name}.parquet")
+
+STAGES = ("reports","describe","revise","summarize")
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_of_patients_leaves_this_machine_unless_it_is_deidentified(server, tmp_path, stage, monkeypatch):
+    given(tmp_path)
+    away = "openai:m@http://machine.example/v1"
+    monkeypatch.setattr(chat, "_client", lambda url, key: pytest.fail(f"{url} is asked"))
+    with pytest.raises(PathgenError, match="would send private data off this machine: set base.deidentified: true"): launch(stage, tmp_path, away)
+    monkeypatch.setenv(DEIDENTIFIED, "true")
+    with pytest.raises(PathgenError, match="wants a key"): launch(stage, tmp_path, away)
+
+def test_no_pair_is_enhanced_elsewhere_unless_it_is_deidentified(tmp_path):
+    from test_train_agent import run
+    with pytest.raises(PathgenError, match="would send private data off this machine: set base.deidentified: true"): run(tmp_path, provider="openai:gpt-4o")
 
 def test_doctor_says_of_each_endpoint_whether_it_answers(server, monkeypatch):
     from pathgen.cli import check_endpoints

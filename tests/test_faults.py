@@ -271,7 +271,7 @@ def test_two_reports_of_one_name_are_told(svs, tmp_path):
     shutil.copy(svs, tmp_path/"in/r.svs")
     _, notes = slides.run_slides(str(tmp_path/"data"), "folder", str(tmp_path/"in"), **NONE | dict(verify="none", workers=1, max_failed=1, reports=str(tmp_path/"texts")))
     assert "r" in notes.item[notes.what=="report twice"].tolist()
-    assert reports.run_reports(str(tmp_path/"data"), "builtin", 50, 3, 2, False, 0, 1)[0].text.tolist()==["Adenocarcinoma."]
+    assert reports.run_reports(str(tmp_path/"data"), "builtin", 50, 3, 2, 0, 1)[0].text.tolist()==["Adenocarcinoma."]
 
 # ---- report text never reaches a log
 
@@ -294,18 +294,19 @@ def test_report_text_never_reaches_a_log(tmp_path, leaky, capfd, monkeypatch):
     for way in ("raise", "value", "json", "rules"): (tmp_path/f"{way}.txt").write_text(f"{way} {SECRET} adenocarcinoma")
     files = pd.DataFrame([dict(report_id=p.stem, patient_id=p.stem, path=str(p)) for p in sorted(tmp_path.glob("*.txt"))])
     write_table(files, tmp_path/"data/report_files.parquet")
-    with pytest.raises(PathgenError) as e: reports.run_reports(str(tmp_path/"data"), "leaky", 50, 3, 1, False, 0, 1)
+    with pytest.raises(PathgenError) as e: reports.run_reports(str(tmp_path/"data"), "leaky", 50, 3, 1, 0, 1)
     errors = read_table(tmp_path/"data/reports/errors.parquet")
     said = capfd.readouterr()
     assert len(errors)==4 and all(r.item + ".txt" in r.error for r in errors.itertuples())
     for text in (str(e.value), said.out, said.err, *errors.error): assert "Jane" not in text and "adenocarcinoma" not in text, text
 
-def test_only_synthetic_reports_are_shown_in_a_notebook(tmp_path):
+def test_only_synthetic_reports_are_shown_in_a_notebook(tmp_path, monkeypatch):
     own, painted = tmp_path/"reports/a.txt", tmp_path/"data/phantom/reports/a.txt"
     for p in (own, painted): p.parent.mkdir(parents=True), p.write_text("x")
-    shown = lambda p, free: core.may_show(p, tmp_path/"data", free)
-    assert shown(painted, False) and shown(own, True) and not shown(own, False)
-    assert not core.may_show(tmp_path/"data/phantom/../../reports/a.txt", tmp_path/"data", False)
+    shown = lambda p: core.may_show(p, tmp_path/"data")
+    assert shown(painted) and not shown(own) and not shown(tmp_path/"data/phantom/../../reports/a.txt")
+    monkeypatch.setenv(core.DEIDENTIFIED, "true")
+    assert shown(own)
 
 # ---- tables and bags
 
@@ -334,7 +335,7 @@ def test_a_lost_report_does_not_end_the_inventory(svs, tmp_path):
     os.symlink("nowhere", tmp_path/"texts/a.txt")
     shutil.copy(svs, tmp_path/"in/a.svs")
     assert inventory(tmp_path/"in", tmp_path/"data", reports=str(tmp_path/"texts"))["a"].status=="ok"
-    with pytest.raises(PathgenError, match="a.txt is missing"): reports.run_reports(str(tmp_path/"data"), "builtin", 50, 3, 2, False, 0, 1)
+    with pytest.raises(PathgenError, match="a.txt is missing"): reports.run_reports(str(tmp_path/"data"), "builtin", 50, 3, 2, 0, 1)
 
 def test_lines_are_printable_whatever_an_error_says():
     line = core.one_line(PathgenError("a\nb \x1b[31m \udce9"))

@@ -95,7 +95,7 @@ def root(tmp_path):
     files.to_parquet(tmp_path/"report_files.parquet")
     return tmp_path
 
-RUN = dict(provider="builtin", max_words=50, max_parts=3, retries=2, deidentified=False, max_failed=.1, workers=1)
+RUN = dict(provider="builtin", max_words=50, max_parts=3, retries=2, max_failed=.1, workers=1)
 
 def test_run_goes_on_after_a_bad_report(root):
     parts, files, m = run_reports(root, **RUN)
