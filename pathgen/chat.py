@@ -30,6 +30,7 @@ class Role:
     schema: type # pydantic model of a good answer
     private: bool = False # May the inputs hold data about a person?
     read: Callable = None # From the plain text of an agent trained for this role to a dictionary for the schema
+    cut: Callable = None # From the dictionary of an answer that does not fit after all tries to one that does
     stage: str = "" # Section of `params.yaml` that sets the provider, where it is not called like the role
 
     @property
@@ -51,9 +52,13 @@ class AnswerError(PathgenError):
 
 class Misfit(ValueError):
     "What `check` found wrong with an answer."
+    def __init__(self, wrong, answer=None):
+        super().__init__(wrong)
+        self.answer = answer
 
 def _loads(text):
-    "The JSON object inside the text of an answer."
+    "The JSON object inside the text of an answer, or what is no text as it is."
+    if not isinstance(text, str): return text
     m = re.search(r"\{.*\}", text, re.S)
     if not m: raise ValueError("no JSON object in the answer")
     return json.loads(m[0])
@@ -64,11 +69,11 @@ def check(
     inputs:dict={}, # What was asked about, for schemas that hold an answer against it
 )->BaseModel:
     "The answer as an instance of the schema of `role`, or a `Misfit` that says what is wrong."
-    try: return role.schema.model_validate(_loads(raw) if isinstance(raw, str) else raw, context=inputs)
+    try: return role.schema.model_validate(_loads(raw), context=inputs)
     except ValidationError as e:
         where = lambda p: ".".join(map(str, p["loc"])) or "answer"
-        raise Misfit("; ".join(f"{where(p)}: {p['msg'].removeprefix('Value error, ')}" for p in e.errors())) from e
-    except ValueError as e: raise Misfit(str(e)) from e
+        raise Misfit("; ".join(f"{where(p)}: {p['msg'].removeprefix('Value error, ')}" for p in e.errors()), raw) from e
+    except ValueError as e: raise Misfit(str(e), raw) from e
 
 # %% ../nbs/02_chat.ipynb #3599a30b
 @dataclass(frozen=True)
@@ -345,12 +350,19 @@ def _raws(p, role, prompts, inputs, attempt, complaints, **options):
         except ValueError as e: return e
     return [one(*a) for a in zip(prompts, inputs, complaints)]
 
-def _checked(role, raw, inputs):
+def _cut(role, wrong, inputs):
+    "The answer behind a `Misfit`, cut so that it fits; nothing where that does not help."
+    try: return check(role, role.cut(_loads(wrong.answer)), inputs)
+    except (ValueError, LookupError, TypeError, AttributeError): return None
+
+def _checked(role, raw, inputs, last):
     "The checked answer, or what is wrong with it in words that may be told."
     try:
         if isinstance(raw, ValueError): raise raw
         return check(role, raw, inputs)
-    except ValueError as e: return type(e).__name__ if role.private and not isinstance(e, Misfit) else " ".join(str(e).split())
+    except ValueError as e:
+        if last and role.cut and isinstance(e, Misfit) and (less := _cut(role, e, inputs)): return less
+        return type(e).__name__ if role.private and not isinstance(e, Misfit) else " ".join(str(e).split())
 
 def _answers(p, role, provider, inputs, retries, **options):
     "The `Answer` or `AnswerError` to each of `inputs`."
@@ -359,7 +371,7 @@ def _answers(p, role, provider, inputs, retries, **options):
         todo = [n for n,o in enumerate(out) if not isinstance(o, BaseModel)]
         if not todo: break
         raws = _raws(p, role, *([l[n] for n in todo] for l in (prompts, inputs)), attempt, [out[n] for n in todo], **options)
-        for n,raw in zip(todo, raws, strict=True): out[n] = _checked(role, raw, inputs[n])
+        for n,raw in zip(todo, raws, strict=True): out[n] = _checked(role, raw, inputs[n], attempt == retries)
     from_ = provenance(role, provider, **options)
     bad = f"role {role.name}: provider {provider} gave no good answer in {1+retries} tries"
     return [Answer(o, from_) if isinstance(o, BaseModel) else AnswerError(f"{bad}: {o}") for o in out]

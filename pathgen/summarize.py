@@ -301,14 +301,16 @@ class Summary(BaseModel):
 
 SUMMARISE = chat.Role("summarise", """Condense this description of a histopathology image into one or two sentences of at most 50 words, in its \
 own terms and with nothing new: diagnosis and architecture, nuclei, stroma and other cells, then what is absent.
-{description}""", Summary, private=True, read=lambda answer: shortened(answer), stage="summarize")
+{description}""", Summary, private=True, read=lambda answer: shortened(dict(caption=answer)),
+                       cut=lambda answer: shortened(answer), stage="summarize")
 
 def shortened(
-    answer:str, # Of a trained agent
+    answer:dict, # With a caption
 )->dict: # caption, cut
-    "An answer, cut behind the last sentence that fits."
-    cut = count_tokens(answer)>LIMIT
-    return dict(caption=opening(answer) if cut else answer, cut=cut)
+    "An answer whose caption is cut behind the last sentence that fits."
+    text = answer["caption"]
+    cut = count_tokens(text)>LIMIT
+    return dict(caption=opening(text) if cut else text, cut=cut)
 
 chat.builtin("summarise")(summarise);
 

@@ -77,9 +77,27 @@ def test_finished_slides_are_not_done_again(tmp_path, monkeypatch):
     run_summarize("builtin", tmp_path)
     assert (tmp_path/"text"/"captions.parquet").read_bytes()==first
 
-def test_an_answer_that_is_too_long_never_enters_the_data(monkeypatch, tmp_path):
-    monkeypatch.setitem(chat.RULES, "summarise", lambda description: dict(caption="glands "*100))
-    with pytest.raises(chat.AnswerError, match="CLIP tokens"): chat.ask(SUMMARISE, "builtin", dict(description=GOOD))
+LONG = "Glands are seen. " + "Nests of cells are seen too. "*20
+
+@pytest.mark.parametrize("provider", ("builtin","general"))
+def test_a_caption_that_stays_too_long_is_asked_again_then_cut_and_counted(monkeypatch, tmp_path, provider):
+    told = []
+    def says(role, prompt, inputs, attempt, complaint, **options): told.append(complaint); return json.dumps(dict(caption=LONG))
+    monkeypatch.setitem(chat.RULES, "summarise", lambda description: told.append(None) or dict(caption=LONG))
+    monkeypatch.setitem(chat.PROVIDERS, "general", chat.Provider("general", says, lambda role, **o: "m", local=lambda **o: True))
+    df, _ = run_summarize(provider, revisions(tmp_path, [GOOD]*2))
+    assert len(told)==2*3 and df.cut.all() and df.n_tokens.le(LIMIT).all() and df.text.str.endswith("too.").all() and df.text.map(LONG.startswith).all()
+    assert read_json(tmp_path/"metrics"/"summarize.json")["cut"]==1
+    if provider=="general": assert told[0] is None and all("at most 77 fit: write it shorter" in t for t in told[1:3])
+
+def test_a_trained_agent_is_cut_at_once():
+    value = chat.check(SUMMARISE, SUMMARISE.read(LONG))
+    assert value.cut and value.caption.endswith("too.") and not chat.check(SUMMARISE, SUMMARISE.read(GOOD)).cut
+
+@pytest.mark.parametrize("answer", (" ... ", None, "!? "*100))
+def test_what_is_no_caption_is_not_mended_by_a_cut(monkeypatch, tmp_path, answer):
+    monkeypatch.setitem(chat.RULES, "summarise", lambda description: dict(caption=answer))
+    with pytest.raises(chat.AnswerError, match="caption: "): chat.ask(SUMMARISE, "builtin", dict(description=GOOD))
     with pytest.raises(PathgenError, match="2 of 2 captions failed"): run_summarize("builtin", revisions(tmp_path, [GOOD]*2))
     assert not (tmp_path/"text"/"captions.parquet").exists()
 
