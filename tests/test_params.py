@@ -177,3 +177,11 @@ def test_every_number_has_its_range_also_in_the_params_files(stage, key):
         part = re.search(rf'^{section}:\n((?:[ #].*\n|\n)*)', p.read_text(), re.M)[1]
         line = re.search(rf'^  {key}:.*', part, re.M)[0]
         assert limit[0] in line.partition(' # ')[2], f'{name}: {section}.{key} says {line!r}, the notebook {limit[0]}'
+
+@pytest.mark.parametrize('name', PARAMS)
+def test_the_budget_suffices_for_the_first_try_of_every_endpoint(name):
+    p, each_pair = PARAMS[name], dict(describe=1, revise=.6, summarize=2)
+    teach = sum(s['pairs']*each_pair[r] for r in each_pair if (s := p[f'{r}_train'])['provider'].startswith('openai:'))
+    ask = sum(p['instruct'][k] for k in ('choice_images','dialogue_images')) if p['instruct']['provider'].startswith('openai:') else 0
+    assert teach + ask <= p['base']['max_requests']
+    assert not [s for s in ('reports','attributes','describe','revise','summarize') if p[s]['provider'].startswith('openai:')], 'count these, too'
