@@ -175,23 +175,74 @@ def reports(root, n):
 
 def parts(body): return json.dumps(dict(parts=[f"Infiltrating glands in case {re.search('case ([0-9]+)', json.dumps(body))[1]}."]))
 
-RUN = "import sys; from pathgen.reports import run_reports; run_reports(sys.argv[1], sys.argv[2], 50, 3, 1, .5, 2, max_requests=999)"
-def run(root, provider): return subprocess.Popen([sys.executable, "-c", RUN, str(root/"data"), provider], stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=os.environ | {"PYTHONPATH":str(Path(__file__).parent.parent), "IN_TEST":"1"})
+def launch(stage, root, provider, workers=1):
+    "One of the stages that ask a model, on what `given` laid down."
+    from pathgen import describe, reports, revise, summarize
+    how = dict(data=root/"data", seed=0, workers=workers, max_failed=.5, provider=provider, mpp_if_missing=None)
+    if stage == "reports": return reports.run_reports(root/"data", provider, 50, 3, 1, .5, workers)[0]
+    if stage == "describe": return describe.run_describe(**how)[0]
+    if stage == "revise": return revise.run_revise(**how, trials_per_slide=0)[0]
+    return summarize.run_summarize(provider, root/"data", workers, .5)[0]
 
-def test_after_a_kill_no_finished_request_is_sent_again(server, tmp_path):
-    reports(tmp_path, 30)
-    def slowly(body): time.sleep(.1); return parts(body)
+def given(root, n=2):
+    "A data folder for any of them: reports, patches of two slides, descriptions, revisions."
+    from test_describe import folder
+    reports(root, 2*n)
+    patches = read_table(folder(root/"data", n=n)/"patches.parquet")
+    texts = patches[patches.kept].assign(text=[f"Glands in case {i}." for i in range(2*n)])[["patch_id","slide_id","text"]]
+    for name in ("descriptions","revisions"): write_table(texts, root/f"data/text/{name}.parquet")
+
+STAGES = ("reports","describe","revise","summarize")
+
+RUN = "import sys; from pathlib import Path; from test_endpoint import launch; launch(sys.argv[1], Path(sys.argv[2]), sys.argv[3], 2)"
+def run(stage, root, provider): return subprocess.Popen([sys.executable, "-c", RUN, stage, str(root), provider], stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    env=os.environ | {"PYTHONPATH":os.pathsep.join(map(str, (Path(__file__).parent.parent, Path(__file__).parent))), "IN_TEST":"1"})
+
+def fits(body):
+    "An answer that suits whichever role is asked."
+    n = re.search("case ([0-9]+)", json.dumps(body))
+    return json.dumps(dict(parts=[said := f"Infiltrating glands in case {n[1] if n else 'unknown'}."], text=said, caption=said, operations=[]))
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_after_a_kill_no_finished_request_is_sent_again(server, tmp_path, stage):
+    given(tmp_path, 15)
+    def slowly(body): time.sleep(.4); return fits(body)
     server.answer = slowly
-    p, end = run(tmp_path, server.provider), time.time()+60
-    while len(server.asked) < 10 and time.time() < end: time.sleep(.05)
-    os.killpg(p.pid, signal.SIGKILL); p.wait(); time.sleep(2)
-    kept = len(list((tmp_path/"data/chat").glob("*.json")))
-    before = len(server.asked)
-    p = run(tmp_path, server.provider)
-    assert p.communicate(timeout=120)[0] is not None and p.returncode==0
-    assert 5 <= kept <= before < 30 and len(server.asked)-before == 30-kept
-    assert sorted(read_table(tmp_path/"data/reports.parquet").text) == sorted(f"Infiltrating glands in case {i}." for i in range(30))
+    p, end = run(stage, tmp_path, server.provider), time.time()+90
+    answers = lambda: len(list((tmp_path/"data/chat").glob("[!.]*.json"))) # not those half written
+    while answers() < 3 and time.time() < end and p.poll() is None: time.sleep(.02)
+    os.killpg(p.pid, signal.SIGKILL)
+    log = p.communicate()[0]
+    time.sleep(1)
+    kept, before = answers(), len(server.asked)
+    p = run(stage, tmp_path, server.provider)
+    log += p.communicate(timeout=120)[0]
+    assert p.returncode==0 and 3 <= kept <= before < 30 and len(server.asked)-before == 30-kept, log
+    df = launch(stage, tmp_path, server.provider)
+    assert len(df)==30 and df.text.str.len().min() > 10 and len(server.asked)-before == 30-kept, "and a relaunch sends nothing"
+
+@pytest.mark.parametrize("stage,table", (("describe","descriptions"), ("revise","revisions"), ("summarize","captions")))
+def test_garbage_about_a_patch_ends_in_the_table_of_failures_and_never_in_a_text(server, tmp_path, stage, table):
+    given(tmp_path)
+    known, bad = [], ("I am sorry.", json.dumps(dict(text=" ", caption=" ", operations="none")))
+    def answer(body):
+        about = re.search("case [0-9]+|base64,[^\"]+", json.dumps(body))[0]
+        with server.lock:
+            if about not in known: known.append(about)
+        return dict(enumerate(bad)).get(known.index(about)) or fits(body)
+    server.answer = answer
+    df, failed = launch(stage, tmp_path, server.provider), read_table(tmp_path/f"data/text/{table}_failed.parquet")
+    assert len(df)==2 and df.text.str.len().min() > 10 and len(failed)==2 and not set(df.patch_id) & set(failed.patch_id)
+    assert failed.error.str.contains("no good answer in 3 tries").all() and len(server.asked)==2 + 2*3
+    assert len(launch(stage, tmp_path, server.provider))==2 and len(server.asked)==8
+
+def test_a_caption_of_an_endpoint_that_stays_too_long_is_cut_in_the_end(server, tmp_path):
+    given(tmp_path)
+    server.answer = lambda body: json.dumps(dict(caption="Glands are seen. " + "Nests of cells are seen too. "*20))
+    df = launch("summarize", tmp_path, server.provider)
+    assert len(df)==4 and df.cut.all() and df.text.str.endswith("seen too.").all() and len(server.asked)==4*3
+    assert sum("at most 77 fit: write it shorter" in json.dumps(b) for b,_ in server.asked)==4*2
 
 def test_garbage_ends_in_the_error_table_and_never_in_a_row(server, tmp_path):
     from pathgen.reports import run_reports
@@ -201,25 +252,6 @@ def test_garbage_ends_in_the_error_table_and_never_in_a_row(server, tmp_path):
     errors = read_table(tmp_path/"data/reports/errors.parquet")
     assert len(df)==3 and df.text.str.len().min() > 10 and errors.item.tolist()==["R2"] and "no good answer in 2 tries" in errors.error[0]
     assert "case 2" not in errors.error[0]
-
-def launch(stage, root, provider):
-    "One of the stages that ask a model, on what `given` laid down."
-    from pathgen import describe, reports, revise, summarize
-    how = dict(data=root/"data", seed=0, workers=1, max_failed=.5, provider=provider, mpp_if_missing=None)
-    if stage == "reports": return reports.run_reports(root/"data", provider, 50, 3, 1, .5, 1)[0]
-    if stage == "describe": return describe.run_describe(**how)[0]
-    if stage == "revise": return revise.run_revise(**how, trials_per_slide=0)[0]
-    return summarize.run_summarize(provider, root/"data", max_failed=.5)[0]
-
-def given(root, n=2):
-    "A data folder for any of them: reports, patches of two slides, descriptions, revisions."
-    from test_describe import folder
-    reports(root, n)
-    patches = read_table(folder(root/"data", n=n)/"patches.parquet")
-    texts = patches[patches.kept].assign(text=[f"Glands in case {i}." for i in range(2*n)])[["patch_id","slide_id","text"]]
-    for name in ("descriptions","revisions"): write_table(texts, root/f"data/text/{name}.parquet")
-
-STAGES = ("reports","describe","revise","summarize")
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_nothing_of_patients_leaves_this_machine_unless_it_is_deidentified(server, tmp_path, stage, monkeypatch):
