@@ -23,7 +23,7 @@ import numpy as np, pandas as pd
 from pydantic import BaseModel
 from .core import (PathgenError, digest, each, need, one_line, progress, read_table, rng, write_json,
                           write_metrics, write_table, write_text)
-from .chat import CHOICE, DIALOGUE, SPREAD, Role, ask_many, builtin, data_url, get_provider, lettered, provenance, put_choice, unaided
+from .chat import CHOICE, DIALOGUE, SPREAD, Role, allow, ask_many, builtin, data_url, lettered, provenance, put_choice, unaided
 from .findings import CONCEPTS, Truth, claims
 from .morphometry import PHRASES, bare, join, phrase
 
@@ -461,7 +461,7 @@ GUESS = Role("guess", """This question belongs to an image that you cannot see:
 {question}
 {options}
 
-Choose the option that you think most likely. Answer as JSON: {{"letter": "A", "B", "C" or "D"}}""", Pick, stage="instruct")
+Choose the option that you think most likely. Answer as JSON: {{"letter": "A", "B", "C" or "D"}}""", Pick, stage="instruct", private=True)
 
 def guess_slide(
     item, # (slide_id, its questions)
@@ -855,7 +855,8 @@ def write_all(
 def run_instruct(data, seed, workers, max_failed, max_requests, provider, retries, choice_images, choice_rounds,
                  dialogue_images, dialogue_rounds, open_share, evaluation_images, evaluation_slides, alike, blind):
     "The whole stage: descriptions to data/instruct."
-    for p in filter(None, (provider, blind)): get_provider(p)
+    allow(CHOICE, provider)
+    if blind: allow(GUESS, blind)
     data, rounds, left_out = Path(data), {}, []
     chat = dict(cache=str(data/"chat"), max_requests=max_requests)
     patches = guard(candidates(data), data, evaluation_images, evaluation_slides, alike, workers)

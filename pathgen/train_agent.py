@@ -124,7 +124,7 @@ def summarising(
 )->list:
     "Conversations of the summary agent."
     said = ask_many(SUMMARISE, provider, [dict(description=t) for t in df.text], **chat)
-    good = [dict(prompt=render(SUMMARISE, description=t), answer=a.value.caption) for t,a in zip(df.text, said) if not isinstance(a, PathgenError)]
+    good = [dict(prompt=render(SUMMARISE, description=t), answer=a.value.caption) for t,a in zip(df.text, said) if not isinstance(a, PathgenError) and not a.value.cut]
     if good: return good
     raise PathgenError(f"provider {provider} summarised none of {len(df)} descriptions: {one_line(said[0])}")
 
