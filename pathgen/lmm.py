@@ -171,12 +171,23 @@ def _projector(m, seed): # Give the one part that is new its weights
     part = m.model.multi_modal_projector.to_empty(device="cpu")
     with _seeded(seed): part.apply(m._init_weights)
 
+def _carries(tokenizer): # Whether its template takes turns of plain text, and ends an answer
+    from jinja2 import TemplateError
+    if tokenizer.chat_template is None: return False
+    try: said = tokenizer.apply_chat_template([dict(role="user", content="zq1"), dict(role="assistant", content="zq2")], tokenize=False)
+    except (TemplateError, TypeError): return False
+    return "zq1" in said and tokenizer.eos_token in said.partition("zq2")[2]
+
+def _teachable(tokenizer): # Give it a template from which a model can learn, if its own is none
+    if not _carries(tokenizer): tokenizer.chat_template = TEMPLATE
+    if not _carries(tokenizer): raise PathgenError(f"{tokenizer.name_or_path}: its chat template loses text or does not end an answer with {tokenizer.eos_token}: take its instruct or chat version")
+
 def _take_in(tokenizer, llm): # Make room for the image token
     if "<image>" not in tokenizer.get_vocab():
         tokenizer.add_tokens(["<image>"], special_tokens=True)
         llm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    if tokenizer.chat_template is None: tokenizer.chat_template = TEMPLATE
+    _teachable(tokenizer)
     tokenizer.padding_side = "left"
 
 def build_lmm(
@@ -571,6 +582,8 @@ def load_lmm(
 def _untaught(texts, clip, start, px, seed, eyes=True): # A model made of the parts that there are
     from pathgen.clip import load_clip
     m = load_lmm(start, "cpu") if start else None
+    if m: _teachable(m.tokenizer)
+    if m and m.sees: m.processor.chat_template = m.tokenizer.chat_template
     if m and eyes and not clip: return m
     tok = m.tokenizer if m else make_tokenizer(texts)
     llm = llm_of(m) if m else build_llm(tok, seed)

@@ -4,7 +4,7 @@ import numpy as np, psutil, pytest, torch
 from PIL import Image
 from conftest import ROOT
 from pathgen import chat, lmm as L
-from pathgen.clip import build_clip
+from pathgen.clip import build_clip, save_clip
 from pathgen.core import PathgenError
 
 SAYS = ["Fused, cribriform glands.", "Mature adipocytes with large pale vacuoles.", "Small dark nuclei."]
@@ -105,6 +105,21 @@ def test_training_starts_in_single_precision_on_any_device(monkeypatch, tmp_path
     monkeypatch.setattr(L, "pick_device", lambda d: "cuda" if d == "auto" else d)
     start = L._untaught([], None, tmp_path/"m", None, 0)
     assert {p.dtype for p in start.model.parameters()} == {torch.float32}, "steps of 2e-5 are lost in bfloat16"
+
+LISTS = """{% for m in messages %}{{ m.role.upper() }}: {% for c in m.content | selectattr('type', 'equalto', 'image') %}<image>
+{% endfor %}{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_template_that_loses_plain_text_or_ends_no_answer_is_not_taught(tmp_path, clip):
+    m = make()
+    m.tokenizer.chat_template = m.processor.chat_template = LISTS
+    L.save_lmm(m, tmp_path/"m")
+    start = L._untaught([], save_clip(build_clip("tiny", device="cpu"), tmp_path/"clip") if clip else None, tmp_path/"m", None, 0)
+    row = talks(start, 1).rows[0]
+    ids, spans = L._train_ids(start, row | dict(more=[("And fat?", "No fat.")]))
+    said = start.tokenizer.decode(ids)
+    assert row["prompt"] in said and "And fat?" in said and "No fat.</s>" in said and start.processor.chat_template == L.TEMPLATE
+    assert start.tokenizer.decode(ids[slice(*spans[1])]).strip() == "No fat.</s>"
 
 def test_stage_one_moves_the_projector_alone(tmp_path):
     m = make(); old = weights(m)
