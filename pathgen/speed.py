@@ -534,8 +534,7 @@ def measure_heads(
     dim:int=512, # Of the features
 )->dict: # mil_large_gb
     "The peak memory of training on a very large bag, in a process of its own."
-    from pathgen import speed
-    return dict(mil_large_gb=apart(speed.train_large, n, dim)["peak_gb"])
+    return dict(mil_large_gb=apart(train_large, n, dim)["peak_gb"])
 
 # %% ../nbs/80_speed.ipynb #4f24f8a8
 def time_questions(
