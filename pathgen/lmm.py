@@ -190,6 +190,7 @@ def _take_in(tokenizer, llm): # Make room for the image token
     _teachable(tokenizer)
     tokenizer.padding_side = "left"
 
+# %% ../nbs/05_lmm.ipynb #b8a43e63
 def build_lmm(
     clip, # `Clip` whose tower is to see
     llm, # LlamaForCausalLM or another causal LM, taken over by the new model
