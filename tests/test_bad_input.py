@@ -1,6 +1,6 @@
 "One folder of slides and reports as users have them, from the inventory to the pairs: each fault is one line that names it and the mend, and the good ones are done."
 import shutil
-import numpy as np, pandas as pd, pytest, yaml
+import numpy as np, pytest, yaml
 from conftest import ROOT
 from pathgen.attributes import run_attributes
 from pathgen.clip import build_clip, save_clip

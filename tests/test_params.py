@@ -58,7 +58,7 @@ def test_no_forbidden_names_or_numbers_as_text(name):
 
 @pytest.mark.parametrize('name', PARAMS)
 def test_the_guard_of_instruct_points_at_what_models_are_examined_on(name):
-    p, at = PARAMS[name], lambda root, f='': Path(os.path.normpath(ROOT/'nbs'/root/f))
+    p, at = PARAMS[name], lambda base, f='': Path(os.path.normpath(ROOT/'nbs'/base/f))
     data, inside = p['base']['data'], lambda f, folders: any(f.is_relative_to(d) for d in folders)
     guarded = [at(data, f) for f in p['instruct']['evaluation_images']]
     for f in [*(s.partition('=')[2] for s in p['zeroshot']['sets']), p['pathmmu']['folder']]:
