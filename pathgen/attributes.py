@@ -36,9 +36,9 @@ class Attributes(BaseModel):
         if bad: raise ValueError(f"not 1 to 20 words: {bad[0]!r}")
         return v
 
-ATTRIBUTES = Role("attributes", "This image is a tissue patch from a {source} whole slide image of "
-    "{project}. Please list 20 pathological features or attributes that might appear in this type "
-    'of whole slide image. Answer as JSON: {{"attributes": ["...", "..."]}}', Attributes)
+ATTRIBUTES = Role("attributes", "A patch was cut from a whole-slide image of the {source} ({project}). Name 20 "
+    "attributes that a pathologist may see on such a slide, each in a few words. "
+    'Answer as JSON: {{"attributes": ["...", "..."]}}', Attributes)
 
 # %% ../nbs/13_attributes.ipynb #65d2e2ee
 TABLE = "../data/attributes_tcga.csv"

@@ -25,7 +25,7 @@ class Description(BaseModel):
     "What a patch shows."
     text: str = Field(min_length=20)
 
-DESCRIBE = Role("describe", "This is a histopathology image from {source}, describe this image in detail.", Description, private=True, read=lambda answer: dict(text=answer))
+DESCRIBE = Role("describe", "A histopathology image from {source}. Describe in detail what it shows.", Description, private=True, read=lambda answer: dict(text=answer))
 
 @builtin("describe")
 def describe_by_measure(

@@ -25,19 +25,14 @@ from .core import (PathgenError, digest, each, file_digest, need, read_json, rea
 from .findings import CONCEPTS, SITE, claims, parse
 
 # %% ../nbs/12_reports.ipynb #62196469
-PROMPT = """Your task is to extract descriptions of histomorphological characteristics evident in \
-a whole slide image from the pathology report. The summary should:
-1. Concentrate solely on the features visible in the microscopic image, disregarding any additional, \
-non-visible details like descriptions of the gross morphology of the pathological specimen, clinical \
-data, and measurements in centimeters (cm) and grams (g).
-2. Retain the original terminology with high fidelity.
-3. Refrain from using terms like 'mentioned,' 'description,' or 'report.'
-4. Should the summary surpass 50 words, it must be divided into multiple segments, each not exceeding \
-50 words.
-5. The summary must be presented in JSON format, structured as {{"summary_part1": "<content>", \
-"summary_part2": "<content>"}}
+PROMPT = """A pathologist wrote the text below. Write down what it tells of the tissue under the microscope and of the diagnosis, in \
+the pathologist's own terms. Leave out how the specimen looked to the naked eye, the clinical history, and every size in mm or cm and \
+weight in g. Do not use the words "mentioned", "description" or "report". A part has at most 50 words; where one is not enough, \
+begin another.
 
-Report: {report}"""
+Answer as JSON: {{"summary_part1": "...", "summary_part2": "..."}}
+
+{report}"""
 
 # %% ../nbs/12_reports.ipynb #cdd73b3a
 _unit = (r"(?:cms?|em|mms?|centimet\w+|millimet\w+|micromet\w+|microns?|µm|um|grams?|gms?|g|kg|"

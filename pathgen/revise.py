@@ -34,7 +34,7 @@ class Revision(BaseModel):
     "What an agent answers; no operations where the text is right."
     operations: list[Operation] = Field([], description="what corrects the description; none where it is right")
 
-REVISE = Role("revise", "This is a histopathology image from {source}. Its description reads: {text} What must be added, deleted or edited?",
+REVISE = Role("revise", "A histopathology image from {source}. Its description reads: {text} What must be added, deleted or edited?",
               Revision, private=True, read=lambda answer: dict(operations=read_operations(answer)))
 
 def say_operations(
