@@ -99,6 +99,7 @@ def sheet(cv, # Canvas of a section, changed
     "Lay cells side by side"
     at = np.s_[y0:y0 + mask.shape[0], x0:x0 + mask.shape[1]]
     mask = mask & cv.tissue[at]
+    if not mask.any(): return
     cv.cells = [_left(c, mask, x0, y0, how.stay, rng) for c in cv.cells]
     grain = 1 + smooth(*mask.shape, 9, rng, 0.3) / 32 * 0.13
     for plane, amount in ((cv.e, how.e), (cv.h, how.h)):
