@@ -8,8 +8,9 @@ Docs: https://pathgen.github.io/pathgen/select.html.md"""
 __all__ = ['COLUMNS', 'COLOURS', 'WHY', 'zscore', 'retrieve', 'in_context', 'report_scores', 'asserted', 'chance', 'cluster',
            'draw', 'unite', 'drop_probability', 'thin', 'found_by', 'corners', 'choose', 'font', 'wrap', 'cell',
            'stack', 'overview', 'lines', 'heading', 'sections', 'cells', 'twins', 'contact_sheet', 'geojson',
-           'annotation', 'inside', 'shown', 'measure_slide', 'blank', 'slide_texts', 'slide_items', 'slide_features',
-           'write_images', 'write_sheet', 'select_slide', 'measures', 'run_select', 'finish']
+           'annotation', 'inside', 'shown', 'plain_coverage', 'measure_slide', 'blank', 'slide_texts', 'slide_items',
+           'slide_features', 'write_images', 'write_sheet', 'select_slide', 'paper_precision', 'measures', 'run_select',
+           'finish']
 
 # %% ../nbs/22_select.ipynb #de03761d
 import functools, hashlib, json, re
@@ -451,6 +452,17 @@ def shown(
     classes = (truth.classes(int(x), int(y), px) for x,y in zip(xs, ys))
     return [{c for c,a in cs.items() if a>=least} for cs in classes]
 
+def plain_coverage(
+    shows:list, # Region classes that each patch shows
+    there:set, # Those to be found
+    n:int, # Patches drawn
+    draws:int=200, # Draws of which the mean is taken
+)->float: # Share of the classes found
+    "What a plain draw would find of the region classes."
+    r = np.random.default_rng(0)
+    found = (set().union(*(shows[i] for i in r.choice(len(shows), n, replace=False))) for _ in range(draws))
+    return float(np.mean([len(f&there)/len(there) for f in found]))
+
 def measure_slide(
     df:pd.DataFrame, # Chosen patches of the slide: x, y, origins, kept
     coords:np.ndarray, # (N,2) of all patches
@@ -462,13 +474,15 @@ def measure_slide(
     of = lambda o: df[df.origins.str.split(",").map(lambda v: o in v).astype(bool)]
     report, drawn = of("report"), of("cluster")
     hit, none = inside(truth, report.x, report.y, px), not len(report)
-    n = pd.Series([c for s in shown(truth, *coords.T, px) for c in s]).value_counts()
+    all_shown = shown(truth, *coords.T, px)
+    n = pd.Series([c for s in all_shown for c in s]).value_counts()
     there, got = set(n[n>=len(coords)/50].index), set().union(*shown(truth, drawn.x, drawn.y, px))
     return dict(retrieved=len(hit),
         lesion_precision_report=np.nan if none else hit.mean(),
         lesion_precision_random=np.nan if none else every.mean(),
         lesion_precision_best=np.nan if none else min(1, every.sum()/len(hit)),
-        class_coverage=len(got&there)/len(there) if there else np.nan)
+        class_coverage=len(got&there)/len(there) if there else np.nan,
+        class_coverage_random=plain_coverage(all_shown, there, len(drawn)) if there else np.nan)
 
 # %% ../nbs/22_select.ipynb #01349442
 def blank(
@@ -593,6 +607,18 @@ def select_slide(
     write_table(df, path)
 
 # %% ../nbs/22_select.ipynb #4bf539cb
+def paper_precision(
+    item:dict, # From `slide_items`
+    n:int, # Patches to retrieve
+    truth, # findings.Truth of the slide
+)->float: # Share inside the lesion; NaN without a report
+    "How well the report finds its lesion by the paper's plain scores, without `context`, `together` and `beyond`."
+    bag, f = slide_features(item)
+    px = int(bag.attrs["patch_size_level0"])
+    z = report_scores(f, item["report"][1], item["attribute"][1], bag.coords, px, 0, 0, 0)
+    x, y = bag.coords[retrieve(z, n).row].T
+    return inside(truth, x, y, px).mean() if len(x) else np.nan
+
 def measures(
     df:pd.DataFrame, # The table of chosen patches
     items:list, # From `slide_items`
@@ -606,8 +632,9 @@ def measures(
         if not (folder/f"{k}.json").exists(): continue
         bag, d = read_bag(i["bag"], features=False), df[df.slide_id==k]
         px = int(bag.attrs["patch_size_level0"])
-        m = measure_slide(d, bag.coords, px, Truth.load(folder, k))
-        rows.append(dict(slide_id=k, source=i["source"], **m))
+        truth = Truth.load(folder, k)
+        m = measure_slide(d, bag.coords, px, truth)
+        rows.append(dict(slide_id=k, source=i["source"], **m, lesion_precision_paper=paper_precision(i, m["retrieved"], truth)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/22_select.ipynb #5315e74f
