@@ -158,7 +158,7 @@ def llava_form(
     df:pd.DataFrame, # Index, or a part of it
 )->list: # Of dict
     "The pairs as LLaVA is trained; images are relative to the folder of patches."
-    ask = "<image>\nThis is a histopathology image from {}, describe this image briefly."
+    ask = "<image>\nA histopathology image from {}. Describe it briefly."
     said = lambda r: [{"from":"human", "value":ask.format(r.source)}, {"from":"gpt", "value":r.caption}]
     return [dict(id=r.patch_id, image=f"{r.slide_id}/{r.patch_id}.jpg", conversations=said(r))
             for r in df.itertuples()]
@@ -198,7 +198,7 @@ def statistics(
     words = {f"words_{f}":float(getattr(df.n_words, f)()) for f in ("mean","median","min","max")}
     tokens = {f"tokens_{f}":float(getattr(df.n_tokens, f)()) for f in ("mean","max")}
     return dict(pairs=len(df), **{k:df[c].nunique() for k,c in names.items()}, **words, **tokens,
-                vocabulary=len(words_of(df.caption)), **split)
+                vocabulary=len(words_of(df.caption)), without_finding=sum(not any(claims(c).values()) for c in df.caption), **split)
 
 # %% ../nbs/33_pairs.ipynb #fcdf3cb9
 def draw_sources(
@@ -320,7 +320,8 @@ def card_words(
     return "\n\n".join(["## Captions",
         f"{s['words_min']:.0f} to {s['words_max']:.0f} words, {s['words_mean']:.1f} on average "
         f"(PathGen-1.6M: about 50); at most {s['tokens_max']:.0f} CLIP tokens. "
-        f"{s['distinct_captions']:,} distinct captions, {s['vocabulary']:,} distinct words.",
+        f"{s['distinct_captions']:,} distinct captions, {s['vocabulary']:,} distinct words besides those that hold a sentence together. "
+        f"{s['without_finding']:,} captions name no finding that is there.",
         "![Sources, caption lengths, words, findings](statistics.png)", f"Frequent words: {top}.",
         "Words that a tissue uses more than the others:", own])
 
