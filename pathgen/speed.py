@@ -665,11 +665,11 @@ def speed_numbers(
         train_vs_open_clip=ratio("training", "open_clip"), train_loading=t["training"].loading.median()/t["training"].pathgen.median(),
         trained_a_second=1/t["training"].pathgen.median(), answers_vs_single=ratio("answers", "single"), answers_a_second=t["answers"].attrs["answers"]/t["answers"].pathgen.median(),
         questions_vs_options=ratio("questions", "option by option"), questions_a_second=t["questions"].attrs["questions"]/t["questions"].pathgen.median(),
-        startup_slowest=t["stages"].startup.max())
+        startup_slowest=t["stages"].startup.max(), repro_minutes=t["stages"].run.sum()/60, smoke_minutes=t["smoke"]/60 if "smoke" in t else None)
 
 GOALS = dict(vs_openslide=(4, 1), vs_cucim=(1, 1), every_pixel_vs_turbo=(.85, 1), embed_vs_encoding=(.8, 1), select_vs_sklearn=(4, 1), answers_vs_single=(8, 1),
     train_vs_open_clip=(.95, 1), train_loading=(.05, -1), few_shot_seconds=(60, -1), mil_grid_seconds=(300, -1), mil_large_gb=(4, -1),
-    select_seconds=(1.5, -1), large_tile_gb=(2, -1), large_embed_gb=(2, -1), startup_slowest=(4, -1)) # Goal; 1 at least, -1 at most
+    select_seconds=(1.5, -1), large_tile_gb=(2, -1), large_embed_gb=(2, -1), startup_slowest=(4, -1), repro_minutes=(25, -1), smoke_minutes=(6, -1)) # Goal; 1 at least, -1 at most
 
 def goals_met(
     numbers:dict, # From `metrics/speed.json`
@@ -679,9 +679,10 @@ def goals_met(
     return pd.DataFrame.from_dict(rows, orient="index", columns=["goal","reached","met"])
 
 # %% ../nbs/80_speed.ipynb #69eb261c
-def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, select_patches, select_dim, train_shards, large_px, archs, llavas):
+def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, select_patches, select_dim, train_shards, large_px, archs, llavas, smoke):
     "The whole page: slides, features, selection, stages -> `metrics/speed.json`."
     import tempfile
+    from pathgen.chaos import run_calm
     from pathgen.clip import load_clip
     slides = sorted(need(Path(data)/"phantom/slides").glob("*.svs"))
     if not (slide or slides): raise PathgenError(f"{data}/phantom/slides is empty: run `pathgen run phantom` first")
@@ -697,5 +698,7 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
             for k,f,m in (("answers",time_answers,"describe"), ("questions",time_questions,"llava"))})
     if large_px:
         with tempfile.TemporaryDirectory() as d: t["large"] = time_large(d, path, *large_px, px, model, device, threads)
+    if smoke:
+        with tempfile.TemporaryDirectory() as d: t["smoke"] = run_calm(Path(d), smoke).end.max()
     write_metrics("speed", speed_numbers(t), data)
     return t
