@@ -175,9 +175,9 @@ def show_answer(
     axs[0].imshow(image); axs[0].set_title(where, fontsize=6)
     axs[1].imshow(image, alpha=.6)
     h, w = image.shape[:2]
-    lim = max(np.abs(e).max(), 1e-6)
+    lim = max(np.abs(e).max(), .05)
     axs[1].imshow(e, cmap="RdBu_r", vmin=-lim, vmax=lim, alpha=.55, extent=(0,w,h,0), interpolation="bilinear")
-    axs[1].set_title(f"rests on (red), at most {lim:.2f} nats a token", fontsize=6)
+    axs[1].set_title(f"rests on (red), at most {np.abs(e).max():.3f} nats a token", fontsize=6)
     wrap = lambda s: "\n".join(textwrap.fill(l, 62) for l in s.splitlines())
     axs[2].text(0, 1, f"{wrap(prompt)}\n\n{wrap(said)}", va="top", fontsize=8, transform=axs[2].transAxes)
     for a in axs: a.axis("off")
