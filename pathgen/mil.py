@@ -762,6 +762,7 @@ def summary(
         for c in ("f1","auc"):
             key = f"{c}_{name}" if head!="zeroshot" else f"{name}_{c}"
             m |= {key:by_seed[c].mean(), f"{key}_sd":by_seed[c].std()}
+    m |= {f"{c}_mean_{e}_{h}":v for (e,h),t in results.groupby(["encoder","head"]) for c,v in t[["f1","auc"]].mean().items()}
     m |= {f"{c}_{s}_{e}_{h}":v for (s,e,h),t in results.groupby(["set","encoder","head"]) for c,v in t[["f1","auc"]].mean().items()}
     trained = own[own["head"]!="zeroshot"]
     m |= {c:trained[c].mean() for c in ("ece_before","ece","brier_before","brier","temperature")}
