@@ -119,13 +119,13 @@ def beside_agent(
 # %% ../nbs/34_real.ipynb #d42a6d6c
 def labelled_sets(
     data, # Root of the run on real slides
-)->pd.DataFrame: # Index title, model; images, zero_shot, shots, probe (mean of the seeds), probe_sd, cut
+)->pd.DataFrame: # Index title, model; images, chance, zero_shot, shots, probe (mean of the seeds), probe_sd, cut
     "Zero-shot classification and linear probes of labelled real images, model by model."
     zero = read_table(Path(data)/"eval/zeroshot_summary.parquet").query("prompts == 'more'")
     runs = read_table(Path(data)/"eval/fewshot.parquet")
     last = runs[runs.shots == runs.groupby("set").shots.transform("max")].groupby(["title","model"])
     probe = last.agg(shots=("shots","first"), probe=("accuracy","mean"), probe_sd=("accuracy","std"), cut=("cut","first"))
-    return zero.set_index(["title","model"])[["n","accuracy"]].set_axis(["images","zero_shot"], axis=1).join(probe, how="outer")
+    return zero.set_index(["title","model"])[["n","chance","accuracy"]].set_axis(["images","chance","zero_shot"], axis=1).join(probe, how="outer")
 
 # %% ../nbs/34_real.ipynb #1e68b8cf
 def run_real(data, device, model, tiles, per_class, gold, numbers):
