@@ -1,4 +1,4 @@
-"""`pathgen run`, `doctor`, `show`, `profile`: the four commands between a shell and the notebooks.
+"""`pathgen run`, `doctor`, `show`, `profile`, `seeds`: the five commands between a shell and the notebooks.
 
 Docs: https://pathgen.github.io/pathgen/cli.html.md"""
 
