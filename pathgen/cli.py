@@ -500,9 +500,11 @@ def input_paths(
     "The paths in a params file that the user provides, those below `base.data` left out."
     data, ends = data_dir(params, root), (".csv", ".tsv", ".json", ".txt", ".parquet", ".yaml")
     looks = lambda v: isinstance(v, str) and (v.startswith((".", "/", "~")) or v.endswith(ends))
-    full = lambda v: Path(os.path.normpath(Path(root)/"nbs"/Path(v).expanduser()))
+    says = {(s,k):t for s in stages(root) if s in params for k,(_,t) in parameters(notebook(s, root)).items()}
+    start = lambda s, k: data if "relative to data" in says.get((s,k), "") else Path(root)/"nbs"
+    full = lambda s, k, v: Path(os.path.normpath(start(s, k)/Path(v).expanduser()))
     always = lambda s, k, v: v and s=="slides" and k in ("folder", "reports")
-    named = [(f"{s}.{k}", full(v)) for s,section in params.items() if s!="base"
+    named = [(f"{s}.{k}", full(s, k, v)) for s,section in params.items() if s!="base"
              for k,v in section.items() if looks(v) or always(s, k, v)]
     return [(where,path) for where,path in named if not path.is_relative_to(data)]
 

@@ -201,6 +201,11 @@ def test_doctor_looks_at_a_profile_and_at_a_folder_without_a_dot(tmp_path, monke
     r = invoke(root, "doctor", "--params", "profiles/mine.yaml", monkeypatch=monkeypatch)
     assert r.exit_code==1 and "fail  slides.folder: nbs/myslides cannot be read: correct it in profiles/mine.yaml" in r.output, r.output
 
+def test_doctor_asks_for_no_file_that_the_run_itself_makes():
+    from pathgen.core import read_params
+    absent = [w for w,p in cli.input_paths(ROOT, read_params(ROOT/"params.yaml")) if not p.exists()]
+    assert absent==[]
+
 def test_doctor_goes_on_after_a_check_that_breaks(tmp_path, monkeypatch):
     def check_nothing(root, file): raise ImportError("libxyz.so")
     monkeypatch.setattr(cli, "CHECKS", [check_nothing, cli.check_python])
