@@ -289,10 +289,12 @@ def encoder_rate(
 def matrix_peak(
     device:str, # Where
 )->float: # Operations a second
-    "What the device reaches on one large product of bfloat16 matrices."
+    "What the device reaches on one large product of matrices, in the arithmetic that it is fast at."
     import torch
+    from pathgen.clip import precision
+    kind = {"bf16":torch.bfloat16, "fp16":torch.float16}.get(precision(device).split("_")[-1], torch.float32)
     n = 8192 if device.startswith("cuda") else 1024
-    a,b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a,b = (torch.randn(n, n, device=device, dtype=kind) for _ in range(2))
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
     def product(): a@b; wait()
     return 2*n**3/take_turns({"product":product}, rounds=10, warm=3)["product"].median()
