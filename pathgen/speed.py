@@ -716,5 +716,6 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
         with tempfile.TemporaryDirectory() as d: t["large"] = time_large(d, path, *large_px, px, model, device, threads)
     if smoke:
         with tempfile.TemporaryDirectory() as d: t["whole"] = time_whole(d, smoke)
+    if _own_process.cache_info().currsize: _own_process().shutdown()
     write_metrics("speed", speed_numbers(t), data)
     return t
