@@ -143,3 +143,11 @@ def test_a_slide_has_the_same_bytes_wherever_and_whenever_it_is_painted(few, tmp
     paint(tmp_path, "itc", "itc")
     new = hashes(tmp_path)
     assert new == {k: v for k, v in hashes(few[0]).items() if k in new} and len(new) == 6
+
+def test_a_spot_beside_the_tissue_paints_nothing():
+    from types import SimpleNamespace
+    from pathgen.standin_slides import GERMINAL, sheet
+    r, plane = np.random.default_rng(0), lambda: np.full((64,64), 7, np.uint8)
+    cv = SimpleNamespace(tissue=np.zeros((64,64), bool), cells=[], e=plane(), h=plane())
+    sheet(cv, np.ones((30,30), bool), 4, 4, GERMINAL, r)
+    assert (cv.e==7).all() and (cv.h==7).all() and cv.cells==[]
