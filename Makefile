@@ -3,6 +3,7 @@ PYTHON  ?= python3
 PROFILE ?=
 VENV    := .venv
 READY   := $(VENV)/.ready
+WARM    := $(if $(filter Linux,$(shell uname)),pathgen warm )
 SHELL   := /bin/bash
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -31,8 +32,8 @@ repro: $(READY) ## Run the pipeline (dvc repro), with PROFILE=NAME from that pro
 ifneq ($(PROFILE),)
 	pathgen profile $(PROFILE)
 endif
-	@echo dvc repro
-	@dvc repro || { pathgen doctor | grep ^fail; exit 1; }
+	@echo "$(WARM)dvc repro"
+	@$(WARM)dvc repro || { pathgen doctor | grep ^fail; exit 1; }
 	@echo
 	@echo "Pairs: data/pairs, explained in data/pairs/README.md"
 	@echo "Executed notebooks: data/runs    Numbers: data/metrics (dvc metrics show)"

@@ -1,4 +1,4 @@
-"""`pathgen run`, `doctor`, `show`, `profile`, `seeds`: the five commands between a shell and the notebooks.
+"""`pathgen run`, `warm`, `doctor`, `show`, `profile`, `seeds`: the six commands between a shell and the notebooks.
 
 Docs: https://pathgen.github.io/pathgen/cli.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://pathgen.github.io/pathgen/cli.html.md"""
 __all__ = ['SHARED', 'BASE', 'app', 'CHECKS', 'COLOURS', 'STEPS', 'find_root', 'stages', 'parameters', 'notebook', 'choices',
            'within', 'fits', 'kind', 'check_value', 'check_base', 'check_provider', 'check_params', 'kernel_progress',
            'only_run', 'tidy', 'why', 'execute', 'data_dir', 'kernel_env', 'check_all', 'run_stage', 'command',
-           'params_file', 'run', 'profiles', 'profile', 'check_python', 'check_packages', 'check_machine',
+           'params_file', 'run', 'warm', 'profiles', 'profile', 'check_python', 'check_packages', 'check_machine',
            'input_paths', 'check_inputs', 'check_endpoints', 'check_tools', 'doctor', 'maybe', 'origin', 'slide_axes',
            'draw_slide', 'truth_axes', 'patch_text', 'draw_patch', 'show', 'slide_text', 'seed_table', 'seeds', 'main']
 
@@ -282,6 +282,7 @@ def execute(
     import nbformat, papermill
     from nbclient.exceptions import DeadKernelError
     from pathgen.core import PathgenError, write_text
+    from pathgen.warm import kernel_manager
     for name in ("papermill", "asyncio"): logging.getLogger(name).setLevel(logging.CRITICAL)
     failed = out.with_suffix(".failed.ipynb")
     with tempfile.TemporaryDirectory() as d, kernel_progress() as first:
@@ -291,7 +292,7 @@ def execute(
             papermill.execute_notebook(
                 lean, raw, params, cwd=nb.parent, kernel_name="python3", language="python",
                 progress_bar=False, stderr_file=sys.stderr, start_timeout=180,
-                extra_arguments=["--log-level=50"])
+                extra_arguments=["--log-level=50"], kernel_manager_class=kernel_manager())
         except (papermill.PapermillExecutionError, DeadKernelError) as e:
             write_text(raw.read_text(encoding="utf-8"), failed)
             raise PathgenError(why(e, os.path.relpath(failed))) from e
@@ -406,6 +407,21 @@ def run(
     root = find_root()
     out = run_stage(stage, root, params_file(params, root))
     typer.echo(f"{stage}: {os.path.relpath(out)}")
+
+# %% ../nbs/90_cli.ipynb #5aefec11
+@command
+def warm(
+    cmd:list[str], # The command and its arguments, such as dvc repro; -- before them if it has options
+):
+    "Run a command with the imports of the stages that it runs done in advance (Linux)."
+    import signal
+    from pathgen.warm import warm_kernels
+    with warm_kernels():
+        p = subprocess.Popen(cmd)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: p.terminate())
+        status = p.wait()
+    raise typer.Exit(status if status>=0 else 128-status)
 
 # %% ../nbs/90_cli.ipynb #b9554ccb
 def profiles(

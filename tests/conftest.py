@@ -1,5 +1,5 @@
 "Shared by all tests: the root of the repository, the real data beside it, copies of the tree to run things in."
-import os, shutil, signal, subprocess, sys
+import contextlib, os, shutil, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -7,6 +7,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent/'shared/data'
 sys.path.insert(0, str(ROOT))
+from pathgen.warm import warm_kernels
 
 def tracked(root=ROOT):
     "Files of the working tree that git tracks or would track; everything but the products when there is no git."
@@ -46,7 +47,12 @@ def of_smoke(item): return 'smoke' in item.fixturenames
 def pytest_collection_modifyitems(items): items.sort(key=of_smoke)
 
 @pytest.fixture(scope='session', autouse=True)
-def started(request, tmp_path_factory):
+def warm():
+    "The kernels of all commands come from one nursery, where the machine can fork."
+    with warm_kernels() if sys.platform.startswith('linux') else contextlib.nullcontext(): yield
+
+@pytest.fixture(scope='session', autouse=True)
+def started(warm, request, tmp_path_factory):
     "The smoke profile, running beside the other tests from the first one on if a test looks at it."
     if not any(map(of_smoke, request.session.items)):
         yield
