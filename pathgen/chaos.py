@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .core import (PathgenError, digest, file_digest, need, one_line, progress, rng,
     write_metrics, write_table, write_text)
+from .warm import NURSERY
 
 # %% ../nbs/81_chaos.ipynb #4b7f7971
 def ask_git(
@@ -42,15 +43,15 @@ MARK = "PATHGEN_CHAOS"
 def launch(
     tree, # A clone
     log, # File for what is printed
-    targets=(), # Stages to run with all they need; all stages by default
+    command=("dvc","repro"), # What runs the pipeline
 )->subprocess.Popen:
-    "Start `dvc repro` in a clone."
-    env = {k:v for k,v in os.environ.items() if k not in ("PATHGEN_PROGRESS","IN_TEST")}
+    "Start a run in a clone."
+    env = {k:v for k,v in os.environ.items() if k not in ("PATHGEN_PROGRESS","IN_TEST",NURSERY)}
     tmp = Path(tree).parent/"tmp"
     tmp.mkdir(exist_ok=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     env |= {MARK:str(tree), "PYTHONPATH":str(tree), "PATH":path, "TMPDIR":str(tmp)}
-    with open(log, "wb") as f: return subprocess.Popen(["dvc","repro",*targets], cwd=tree, env=env,
+    with open(log, "wb") as f: return subprocess.Popen([*command], cwd=tree, env=env,
         stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
 
 def processes(
@@ -198,13 +199,13 @@ def finish(
 def run_calm(
     folder, # Scratch folder, where the clone `calm` goes
     profile, # Params file
-    targets=(), # Stages to run with all they need
+    command=("dvc","repro"), # What runs the pipeline
 )->pd.DataFrame: # launch, stage, start, end
     "The undisturbed run."
     tree, log = folder/"calm", folder/"calm.log"
     _put_down_all(tree)
     clone(tree, profile)
-    p = launch(tree, log, targets)
+    p = launch(tree, log, command)
     try: rows = list(progress((r for r in follow(p, log) if r["stage"]), "undisturbed run, stages"))
     finally: _put_down_all(tree)
     finish(p, log)
@@ -220,7 +221,7 @@ def strike(
     seconds:dict, # Stage to its undisturbed time
     moments:pd.DataFrame, # From `plan`
     used:list, # Rows of it that were used
-    targets=(), # Stages to run with all they need
+    command=("dvc","repro"), # What runs the pipeline
 )->pd.DataFrame: # launch, stage, start, end, and in the last row what the kill did
     "Launch the run and kill it when a kill is due."
     tree, log = folder/"storm", folder/f"storm-{n:02d}.log"
@@ -229,7 +230,7 @@ def strike(
     def due(stage, over, t):
         k = next_kill(moments, used, stage)
         return k is not None and (over or t >= moments.fraction[k]*seconds[stage])
-    p = launch(tree, log, targets)
+    p = launch(tree, log, command)
     try:
         rows = list(follow(p, log, due))
         k = next_kill(moments, used, rows[-1]["stage"]) if p.poll() is None else None
@@ -246,7 +247,7 @@ def run_storm(
     profile, # Params file
     seconds:dict, # Stage to its undisturbed time
     moments:pd.DataFrame, # From `plan`
-    targets=(), # Stages to run with all they need
+    command=("dvc","repro"), # What runs the pipeline
 )->pd.DataFrame: # Rows of all launches
     "The run that is killed again and again."
     table, tree = folder/"storm.parquet", folder/"storm"
@@ -254,7 +255,7 @@ def run_storm(
     _put_down_all(tree)
     if df.empty: clone(tree, profile)
     for n in progress(range(1+df.launch.nunique(), len(moments)+2), "disturbed run, launches"):
-        rows = strike(folder, n, seconds, moments, df.kill.dropna().tolist(), targets)
+        rows = strike(folder, n, seconds, moments, df.kill.dropna().tolist(), command)
         df = pd.concat([df, rows], ignore_index=True)
         write_table(df, table)
         if pd.isna(rows.kill.iloc[-1]): break
@@ -287,15 +288,16 @@ def summary(
         seconds_disturbed=float(last.end.sum()))
 
 # %% ../nbs/81_chaos.ipynb #c52d6d12
-def run_chaos(data, seed, profile, kills, targets):
+def run_chaos(data, seed, profile, kills, targets, warm):
     "Both runs and their comparison -> `metrics/chaos.json`, `metrics/chaos.csv`."
-    folder = scratch(data, seed, kills, targets, file_digest(need(profile)))
+    folder = scratch(data, seed, kills, targets, warm, file_digest(need(profile)))
+    command = [*["pathgen","warm"]*warm, "dvc", "repro", *targets]
     table = folder/"calm.parquet"
-    calm = pd.read_parquet(table) if table.exists() else run_calm(folder, profile, targets)
+    calm = pd.read_parquet(table) if table.exists() else run_calm(folder, profile, command)
     write_table(calm, table)
     seconds = dict(zip(calm.stage, calm.end-calm.start))
     moments = plan(list(seconds), kills, seed)
-    runs = pd.concat([calm, run_storm(folder, profile, seconds, moments, targets)], ignore_index=True)
+    runs = pd.concat([calm, run_storm(folder, profile, seconds, moments, command)], ignore_index=True)
     runs = runs.merge(moments[["everything"]], left_on="kill", right_index=True, how="left")
     differ = compare(folder/"calm", folder/"storm")
     numbers = summary(runs, differ, len(contents(folder/"calm")))

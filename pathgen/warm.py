@@ -51,11 +51,25 @@ def _kernel(line, asked, files): # Become the kernel that was asked for
     os.environ.clear(), os.environ.update(asked["env"])
     sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     for m in [m for m in sys.modules if m.partition(".")[0]=="pathgen"]: del sys.modules[m]
+    _fork_server()
     line.sendall(f"{os.getpid()}\n".encode())
     threading.Thread(target=lambda: (line.recv(1), os._exit(1)), daemon=True).start()
     from ipykernel.kernelapp import launch_new_instance
     launch_new_instance(argv=[*asked["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"])
     atexit._run_exitfuncs(), os._exit(0)
+
+def _fork_server(): # Let the fork server of multiprocessing, from which workers are forked, be a copy of this process too
+    from multiprocessing import forkserver, util
+    def spawn(path, args, fds):
+        if pid := os.fork(): return pid
+        try:
+            for fd in {int(f) for f in os.listdir("/proc/self/fd")} - {0,1,2,*fds}:
+                with contextlib.suppress(OSError): os.close(fd)
+            exec(args[-1], {})
+        finally: os._exit(0)
+    spawnv, util.spawnv_passfds = util.spawnv_passfds, spawn
+    try: forkserver.ensure_running()
+    finally: util.spawnv_passfds = spawnv
 
 # %% ../nbs/91_warm.ipynb #15372ba2
 class _Process: # What Jupyter asks of a process that it did not start itself
