@@ -45,9 +45,7 @@ real: $(READY) ## Run on slides of one's own: profiles/real.yaml, or PROFILE=NAM
 	@$(if $(PROFILE),,mkdir -p data/runs && cp data/real/runs/34_real.ipynb data/runs/)
 
 test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to end
-	@echo "1/2 The examples in the notebooks (nbdev-test)"
-	@nbdev-test --n-workers 2 --timing
-	@echo "2/2 Repository, modules, and the smoke profile end to end (pytest)"
+	@echo "Repository, modules, and beside them the smoke profile end to end (dvc repro) and the examples in the notebooks (nbdev-test)"
 	@python -m pytest tests/test_repo.py tests/test_params.py tests
 
 calibrate: $(READY) ## Fit the builtin readers anew to phantom slides of their own

@@ -24,16 +24,16 @@ def nursery(
     listener:socket.socket, # Where kernels are asked for
     parent:int, # File descriptor that reaches its end when no more kernels are wanted
 ):
-    "Import what stages need, then become a copy of this process for each kernel that is asked for; the original ends with `parent`."
+    "Import what stages need when the first kernel is asked for, and become a copy of this process for each one; the original ends with `parent`."
     import select
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.filterwarnings("ignore", "IProgress not found")
-    for m in IMPORTS: importlib.import_module(m)
-    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while parent not in select.select([listener, parent], [], [])[0]:
+        for m in IMPORTS: importlib.import_module(m)
+        gc.freeze()
         line, _ = listener.accept()
         asked, files, *_ = socket.recv_fds(line, 2**20, 3)
         while not asked.endswith(b"\n") and (more := line.recv(2**20)): asked += more
