@@ -7,7 +7,7 @@ Docs: https://pathgen.github.io/pathgen/cli.html.md"""
 # %% auto #0
 __all__ = ['SHARED', 'BASE', 'app', 'CHECKS', 'COLOURS', 'STEPS', 'find_root', 'stages', 'parameters', 'notebook', 'choices',
            'within', 'fits', 'kind', 'check_value', 'check_base', 'check_provider', 'check_params', 'kernel_progress',
-           'only_run', 'tidy', 'why', 'execute', 'data_dir', 'kernel_env', 'check_all', 'run_stage', 'command',
+           'only_run', 'tidy', 'why', 'execute', 'data_dir', 'kernel_env', 'check_all', 'began', 'run_stage', 'command',
            'params_file', 'run', 'warm', 'profiles', 'profile', 'check_python', 'check_packages', 'check_machine',
            'input_paths', 'check_inputs', 'check_endpoints', 'check_tools', 'doctor', 'maybe', 'origin', 'slide_axes',
            'draw_slide', 'truth_axes', 'patch_text', 'draw_patch', 'show', 'slide_text', 'seed_table', 'seeds', 'main']
@@ -336,13 +336,19 @@ def check_all(
         check_params(s, params, known[s], file)
 
 # %% ../nbs/90_cli.ipynb #148c1f17
+def began()->float: # Seconds since the epoch
+    "When this process began, to a hundredth of a second where the kernel of the system tells so, else to a second."
+    import psutil
+    if not hasattr(time, "CLOCK_BOOTTIME"): return psutil.Process().create_time()
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + int(ticks)/os.sysconf("SC_CLK_TCK")
+
 def run_stage(
     stage:str, # Name of the stage
     root, # Root of the project
     file="params.yaml", # Params file
 )->Path: # The executed notebook
     "Run one stage with its section of a params file."
-    import psutil
     from pathgen.core import alone, read_json, read_params, write_json, writing
     nb, params = notebook(stage, root), read_params(file)
     values, data = check_params(stage, params, nb, file), data_dir(params, root)
@@ -353,7 +359,7 @@ def run_stage(
         (data/".locks").mkdir(parents=True, exist_ok=True)
         with alone(data/".locks"/stage, f"stage {stage} of {os.path.relpath(data)}"):
             first = execute(nb, values, data/"runs"/name)
-    begin, file = psutil.Process().create_time(), data/".seconds.json"
+    begin, file = began(), data/".seconds.json"
     took = dict(startup=first and round(first-begin, 1), run=round(time.time()-begin, 1))
     write_json((read_json(file) if file.exists() else {}) | {stage:took}, file)
     return data/"runs"/name
