@@ -50,6 +50,10 @@ def parameters(
     nb, # A notebook
 )->dict: # Name to (default value, what it is)
     "What the parameters cell of a notebook declares; empty when it has none."
+    return _parameters(Path(nb), os.stat(nb).st_mtime_ns)
+
+@functools.cache
+def _parameters(nb, changed): # Read once, as long as the notebook is not changed
     cells = json.loads(Path(nb).read_text(encoding="utf-8"))["cells"]
     tagged = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
     src = "".join(next(tagged, {"source":""})["source"])
