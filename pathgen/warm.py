@@ -26,6 +26,8 @@ def nursery(
 ):
     "Import what stages need when the first kernel is asked for, and become a copy of this process for each one; the original ends with `parent`."
     import select
+    from tqdm import tqdm
+    tqdm.set_lock(threading.RLock())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
