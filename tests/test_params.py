@@ -185,3 +185,7 @@ def test_the_budget_suffices_for_the_first_try_of_every_endpoint(name):
     ask = sum(p['instruct'][k] for k in ('choice_images','dialogue_images')) if p['instruct']['provider'].startswith('openai:') else 0
     assert teach + ask <= p['base']['max_requests']
     assert not [s for s in ('reports','attributes','describe','revise','summarize') if p[s]['provider'].startswith('openai:')], 'count these, too'
+
+@pytest.mark.parametrize('stage', cli.OWN_ROOT)
+def test_a_stage_that_needs_a_root_of_its_own_is_refused_without(stage, monkeypatch):
+    assert f'{stage}.data is missing' in refused(stage, 'data', monkeypatch, remove=True)
