@@ -1,5 +1,5 @@
 "Kill and relaunch: a small campaign, two runs at once, Ctrl-C, what killed writers leave behind."
-import json, os, re, signal, subprocess, sys, time
+import json, os, platform, re, signal, subprocess, sys, time
 import pandas as pd, pytest, yaml
 from conftest import ROOT, copy_tree, sh
 from pathgen import chaos, core
@@ -72,3 +72,15 @@ def test_the_temporary_file_of_a_killed_writer_goes(tmp_path):
     (tmp_path/mine).write_text('of a process that lives')
     core.write_text('whole', tmp_path/'b.txt')
     assert half_written(tmp_path) == [mine]
+
+@pytest.mark.parametrize('name', ['elsewhere', platform.node()])
+def test_the_temporary_file_of_a_writer_that_may_live_stays(tmp_path, monkeypatch, name):
+    "One on another machine that shares the folder, and one of another user."
+    p = subprocess.Popen(['true'])
+    p.wait()
+    def kill(*a): raise PermissionError
+    if name != 'elsewhere': monkeypatch.setattr(core.os, 'kill', kill)
+    theirs = tmp_path/f'.{core.digest("a.txt")}.{name}-{p.pid}.tmp.txt'
+    theirs.write_text('half')
+    core.write_text('whole', tmp_path/'b.txt')
+    assert theirs.exists()

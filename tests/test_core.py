@@ -34,6 +34,12 @@ def test_an_item_that_hangs_or_kills_is_one_line_and_the_others_go_on(tmp_path):
     assert set(table.index)==set(faults) and not (tmp_path/".tmp").exists()
     for k,line in faults.items(): assert line in table[k] and "\n" not in table[k]
 
+def starved(item, path): raise MemoryError
+
+def test_memory_that_is_lacking_without_a_bound_names_the_workers(tmp_path):
+    core.each(starved, "a", tmp_path, str, ".txt", max_failed=1)
+    assert pd.read_parquet(tmp_path/"errors.parquet").error[0].startswith("not enough memory: lower base.workers (MemoryError")
+
 def test_a_bound_no_worker_can_start_under_is_named(tmp_path):
     with pytest.raises(core.PathgenError, match="raise base.item_gb"):
         core.each(misbehave, "abc", tmp_path, str, ".txt", item_gb=.001)
@@ -68,13 +74,15 @@ def make(out, **kw):
     return made
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b'{"stamp": STAMP}', b'{"stamp": STAMP, "files": {}}',
-    b'{"stamp": STAMP, "files": ["b.txt"]}', b'{"stamp": STAMP, "files": {"../victim": "x"}}', b'{"stamp": STAMP, "files": {"/etc/x": "x"}}'])
+    b'{"stamp": STAMP, "files": ["b.txt"]}', b'{"stamp": STAMP, "files": {"../victim": "x"}}', b'{"stamp": STAMP, "files": {"FOLDER/victim": "x"}}',
+    b'{"stamp": STAMP, "files": {"x/../../victim": "x"}}'])
 def test_a_damaged_record_is_made_again(tmp_path, damage):
     out = tmp_path/"out"
     assert make(out)==["a","b","c"] and make(out)==[]
     (tmp_path/"victim").write_text("stays")
+    (out/"x").mkdir()
     stamp = json.dumps(core.read_json(out/".done/b.json")["stamp"]).encode()
-    (out/".done/b.json").write_bytes(damage.replace(b"STAMP", stamp))
+    (out/".done/b.json").write_bytes(damage.replace(b"STAMP", stamp).replace(b"FOLDER", bytes(tmp_path)))
     assert make(out)==["b"] and make(out)==[] and (tmp_path/"victim").exists()
 
 def test_a_record_no_longer_asked_for_removes_nothing_outside(tmp_path):
@@ -118,6 +126,30 @@ def test_the_result_of_an_item_that_fails_by_now_goes(tmp_path):
     assert run()==["a","b","c"]
     assert run(inputs=lambda i: unreadable(i) if i=="b" else None)==["a","c"]
     assert not (tmp_path/"b.txt").exists() and not (tmp_path/".done/b.json").exists()
+
+def with_more(item, path, more):
+    "Write `item`, and beside it a file for each of `more`."
+    path.write_text(item)
+    for m in more: path.with_name(f"{item}.{m}").write_text(m)
+
+def test_what_an_item_wrote_before_and_writes_no_more_goes(tmp_path):
+    run = lambda *more: core.each(partial(with_more, more=more), "a", tmp_path, str, ".txt", params=more)
+    assert run("png","json")==["a"] and run("json")==["a"]
+    assert sorted(os.listdir(tmp_path))==[".done", "a.json", "a.txt"]
+
+def nothing(item, path): path.with_name("other").write_text(item)
+
+def test_an_item_without_its_file_has_failed(tmp_path):
+    assert core.each(nothing, "a", tmp_path, str, ".txt", max_failed=1)==[]
+    assert "wrote no a.txt" in pd.read_parquet(tmp_path/"errors.parquet").error[0] and sorted(os.listdir(tmp_path))==[".done", "errors.parquet"]
+
+def test_a_write_that_fails_or_is_stopped_leaves_the_file_as_it_was(tmp_path):
+    core.write_text("whole", tmp_path/"a.txt")
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error), core.atomic(tmp_path/"a.txt") as tmp:
+            tmp.write_text("half")
+            raise error
+        assert os.listdir(tmp_path)==["a.txt"] and (tmp_path/"a.txt").read_text()=="whole"
 
 def test_the_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
     said, sync, replace = [], os.fsync, os.replace
