@@ -99,6 +99,22 @@ def test_a_bag_without_the_side_of_its_patches_is_named(root, model):
     assert go(root, model).slide_id.tolist() == ["A"]
     assert "B.h5 does not tell the side of its patches" in read_table(root/"features/errors.parquet").error[0]
 
+def test_a_bag_of_another_level_without_the_side_at_level_0_is_named(root, model):
+    write_bag(root/"tiles/B.h5", [[0,0]], patch_size=224, patch_level=1, mpp=.25)
+    assert go(root, model).slide_id.tolist() == ["A"]
+    assert "B.h5 does not tell the side of its patches" in read_table(root/"features/errors.parquet").error[0]
+
+def test_a_model_that_another_took_the_place_of_is_loaded_anew(root, tmp_path):
+    put = lambda seed: str(save_clip(build_clip(seed=seed, device="cpu"), tmp_path/"one"))
+    go(root, put(1))
+    first = read_bag(root/"features/A.h5").attrs["encoder"]
+    go(root, put(2))
+    assert read_bag(root/"features/A.h5").attrs["encoder"] != first
+
+def test_without_a_bag_the_stage_to_run_is_named(root, model):
+    for k in "AB": (root/f"tiles/{k}.h5").unlink()
+    with pytest.raises(PathgenError, match="run `pathgen run tile` first"): go(root, model)
+
 def test_a_slide_without_patches_gives_an_empty_bag(root, model):
     write_bag(root/"tiles/B.h5", np.zeros((0,2)), patch_size_level0=224, mpp=.25)
     assert go(root, model).patches.tolist() == [36,0]

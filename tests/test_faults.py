@@ -263,6 +263,26 @@ def test_ids_of_reports_cannot_name_other_folders(tmp_path):
     assert df.text.tolist()==["Benign glands."]*2
     assert not [p for p in tmp_path.rglob("*evil*") if p.parent not in (tmp_path/"out/files", tmp_path/"data/reports", tmp_path/"data/reports/.done")]
 
+def test_no_two_ids_of_reports_share_a_file_and_none_hides_its_own():
+    names = [reports.safe_name(i) for i in ("a/b", "a:b", "a_b", ".a", "_a", "x"*99, "x"*98)]
+    assert len(set(names))==7 and not [n for n in names if n.startswith(".") or "/" in n or len(n) > 93]
+
+def test_reports_whose_names_cannot_be_written_do_not_end_the_inventory(svs, tmp_path):
+    (tmp_path/"texts").mkdir(), (tmp_path/"in").mkdir()
+    for name in ("caf\udce9", "new\nline", "good"): (tmp_path/"texts"/f"{name}.txt").write_text(fuzz.GOOD)
+    shutil.copy(svs, tmp_path/"in/good.svs")
+    assert inventory(tmp_path/"in", tmp_path/"data", reports=str(tmp_path/"texts"))["good"].report_id=="good"
+    files = read_table(tmp_path/"data/report_files.parquet")
+    assert len(files)==3 and all(p.isprintable() for p in files.path)
+
+def test_more_parts_than_are_asked_for_are_cut_to_the_best(tmp_path, monkeypatch):
+    call = lambda role, prompt, inputs, attempt, complaint, **o: dict(parts=["Benign glands.", "Necrosis is present.", "Gleason score 4+3=7.", "Perineural invasion is seen.", "Mucin."])
+    monkeypatch.setitem(chat.PROVIDERS, "wordy", chat.Provider("wordy", call, lambda role, **o: "m", local=lambda **o: True))
+    (tmp_path/"a.txt").write_text("Adenocarcinoma.")
+    write_table(pd.DataFrame([dict(report_id="a", patient_id="a", path=str(tmp_path/"a.txt"))]), tmp_path/"data/report_files.parquet")
+    said = reports.run_reports(str(tmp_path/"data"), "wordy", 3, 2, 0, 0, 1)[0].text.tolist()
+    assert len(said)==2 and "Gleason" in " ".join(said)
+
 def test_two_reports_of_one_name_are_told(svs, tmp_path):
     for d, text in dict(a="Adenocarcinoma.", b="Benign glands.").items():
         (tmp_path/"texts"/d).mkdir(parents=True)
@@ -299,6 +319,12 @@ def test_report_text_never_reaches_a_log(tmp_path, leaky, capfd, monkeypatch):
     said = capfd.readouterr()
     assert len(errors)==4 and all(r.item + ".txt" in r.error for r in errors.itertuples())
     for text in (str(e.value), said.out, said.err, *errors.error): assert "Jane" not in text and "adenocarcinoma" not in text, text
+
+def test_an_error_about_a_report_holds_its_text_nowhere():
+    import traceback
+    with pytest.raises(PathgenError) as e:
+        with reports.discreet("a.txt"): raise KeyError(SECRET)
+    assert "Jane" not in "".join(traceback.format_exception(e.value)) and "a.txt cannot be cleaned (KeyError)" in str(e.value)
 
 def test_only_synthetic_reports_are_shown_in_a_notebook(tmp_path, monkeypatch):
     own, painted = tmp_path/"reports/a.txt", tmp_path/"data/phantom/reports/a.txt"

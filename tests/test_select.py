@@ -275,6 +275,10 @@ def test_features_that_are_not_numbers_are_refused(root, model):
     assert go(root, model).slide_id.unique().tolist() == ["A"]
     assert "B.h5 holds features that are not numbers" in read_table(root/"patches/errors.parquet").error[0]
 
+def test_without_features_the_stage_to_run_is_named(root, model):
+    for k in "AB": (root/f"features/{k}.h5").unlink()
+    with pytest.raises(PathgenError, match="run `pathgen run embed` first"): go(root, model)
+
 def test_a_slide_without_patches(root, model):
     bag = read_bag(root/"features/B.h5")
     write_bag(root/"features/B.h5", bag.coords[:0], bag.features[:0], **bag.attrs)

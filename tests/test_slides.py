@@ -132,6 +132,27 @@ def test_empty_folder_and_bad_tables(tmp_path, lab):
         with pytest.raises(PathgenError) as e: run(tmp_path/"data", folder=str(lab), **kw)
         assert "\n" not in str(e.value)
 
+def test_tables_that_excel_wrote_are_read(tmp_path, lab):
+    (tmp_path/"mpp.csv").write_text("slide_id,mpp\nB 1,0.5\n", encoding="utf-8-sig")
+    assert run(tmp_path/"data", folder=str(lab), mpp_override=str(tmp_path/"mpp.csv"))[0].mpp_from.tolist().count("override")==1
+
+def test_hidden_files_are_no_slides(tmp_path, lab):
+    "As those that macOS puts beside each file on a foreign disk."
+    for n in ("._C.svs", ".trash/E.svs"):
+        (lab/n).parent.mkdir(exist_ok=True)
+        (lab/n).write_text("x")
+    assert len(run(tmp_path/"data", folder=str(lab))[0])==5
+
+def test_a_slide_on_a_disk_that_fails_is_one_line(tmp_path, lab, monkeypatch):
+    import pathgen.slides as m
+    real = m.open_slide
+    def opened(p, mpp=None):
+        if p.endswith("B 1.svs"): raise OSError(5, "Input/output error")
+        return real(p, mpp)
+    monkeypatch.setattr(m, "open_slide", opened)
+    df, _ = run(tmp_path/"data", folder=str(lab))
+    assert df.status.tolist().count("ok")==1 and "Input/output error" in df.set_index("slide_id").error["B 1"]
+
 def test_real(tmp_path, real):
     (tmp_path/"in").mkdir()
     for n in ("slides", "slides_bad"): (tmp_path/"in"/n).symlink_to(real/n)

@@ -163,6 +163,12 @@ def test_changed_parameter_redoes(data):
     b,_ = tile.run_tile(str(data), **kw | dict(tile_px=56))
     assert b.patches.sum() > 3*a.patches.sum()
 
+def test_a_slide_that_another_took_the_place_of_is_tiled_again(data):
+    a,_ = tile.run_tile(str(data), **RUN | dict(max_failed=.7))
+    slide(data, section()[0][:800], name="good.svs")
+    b,_ = tile.run_tile(str(data), **RUN | dict(max_failed=.7))
+    assert b.patches[0] < a.patches[0] and b.patches[1]==a.patches[1]
+
 def test_score():
     m = np.zeros((20,20), np.uint8); m[5:15,5:15] = 1
     art = np.zeros_like(m); art[5:15,5:7] = 3

@@ -303,3 +303,34 @@ def test_mutants_end_in_a_slide_or_a_line(svs, tmp_path):
             assert "\n" not in str(e) and p.name in str(e)
             bad += 1
     assert good and bad
+
+def test_a_tile_that_openslide_cannot_read_does_not_spoil_the_others(tmp_path):
+    p = write(tmp_path/"a.tif", painted(600)[:512,:512], "plain", (1,), compression="lzw")
+    with tifffile.TiffFile(p) as t: at, n = t.pages[0].dataoffsets[3], t.pages[0].databytecounts[3]
+    data = bytearray(p.read_bytes())
+    data[at:at+n] = bytes([255])*n
+    p.write_bytes(data)
+    with open_slide(p) as s:
+        assert s.reader=="openslide"
+        with pytest.raises(SlideError, match="a.tif: reading at x=300, y=300 failed"): s.read(300, 300, 50)
+        assert s.read(0, 0, 50).shape==(50,50,3)
+
+def test_a_disk_that_fails_while_patches_are_read_is_one_line(svs, monkeypatch):
+    def pread(*a): raise OSError(5, "Input/output error")
+    with open_slide(svs) as s:
+        monkeypatch.setattr(wsi.os, "pread", pread)
+        with pytest.raises(SlideError, match="a slide.svs: Input/output error; leave it out"): list(s.read_many([(0,0),(300,300)], 256))
+
+def test_no_patch_is_smaller_than_a_pixel(svs):
+    with open_slide(svs) as s:
+        for px, out in ((0,None), (-5,None), (64,-1)):
+            with pytest.raises(wsi.PathgenError, match="ask for 1 or more"): s.read(0, 0, px, out)
+
+def test_a_line_about_a_slide_is_short_whatever_its_name_and_fault():
+    line = str(wsi.slide_error("/" + "n"*250 + ".svs", "why "*500))
+    assert line.startswith("n"*40 + "..." + "n"*13 + ".svs: why") and len(line.partition("; leave it out")[0]) < 230
+
+def test_a_slide_that_may_not_be_opened_has_no_mark(svs, monkeypatch):
+    def refuse(*a): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(wsi, "open", refuse, raising=False)
+    assert wsi.file_mark(svs)==""
