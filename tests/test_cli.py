@@ -157,6 +157,14 @@ def test_missing_section_file_stage_and_project(tmp_path, monkeypatch):
     r = invoke(tmp_path/"empty", "doctor", monkeypatch=monkeypatch)
     assert r.exit_code==1 and "run pathgen inside the project" in r.output
 
+@pytest.mark.parametrize("data, says", [(b"", "must hold sections"), (b"- cut\n", "must hold sections"), (b"cut", "must hold sections"), (b"cut: 3\n", "must hold sections"),
+    (b"cut: {tile_px: 1", "is not valid YAML"), (b"\xff\xfec\0", "is not valid YAML"), (b"cut: {note: caf\xe9}\n", "is not valid YAML")])
+def test_a_params_file_that_is_none_is_one_line(tmp_path, monkeypatch, data, says):
+    project(tmp_path, "1")
+    (tmp_path/"params.yaml").write_bytes(data)
+    r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and f"params.yaml {says}" in r.output and len(r.output.strip().splitlines())==1
+
 def test_shared_notebook_has_a_run_of_its_own(tmp_path):
     project(tmp_path, "print(tile_px)", params=dict(base=PARAMS["base"], clip_init=dict(tile_px=5, mpp=None)))
     (tmp_path/"nbs"/"20_cut.ipynb").rename(tmp_path/"nbs"/"40_train_clip.ipynb")

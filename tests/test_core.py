@@ -126,6 +126,16 @@ def test_the_result_of_an_item_that_fails_by_now_goes(tmp_path):
     assert run()==["a","b","c"]
     assert run(inputs=lambda i: unreadable(i) if i=="b" else None)==["a","c"]
     assert not (tmp_path/"b.txt").exists() and not (tmp_path/".done/b.json").exists()
+    assert (tmp_path/"errors.parquet").exists() and run()==["a","b","c"] and not (tmp_path/"errors.parquet").exists(), "and its line, when all is well"
+
+def test_two_items_of_one_name_are_refused_before_any_work(tmp_path):
+    with pytest.raises(core.PathgenError, match="two items share the name b: rename one of them"): core.each(misbehave, "abcb", tmp_path/"out", str, ".txt")
+    assert not (tmp_path/"out").exists()
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(core.PathgenError, match="base.device is xpu:1, which this machine lacks: use auto or cpu"): core.pick_device("xpu:1")
+
+def test_what_is_said_of_an_error_is_short(): assert len(core.one_line(ValueError("why "*500))) < 320
 
 def with_more(item, path, more):
     "Write `item`, and beside it a file for each of `more`."
