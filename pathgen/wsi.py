@@ -678,12 +678,12 @@ def read_bag(
             attrs = (dict(h["coords"].attrs) if "coords" in h else {}) | dict(h.attrs)
             name = next((k for k in ("features","feats") if k in h), None)
             f = h[name][:] if features and name else None
-    except (OSError, RuntimeError, KeyError) as e:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as e:
         raise SlideError(f"{path} cannot be read as a bag ({one_line(e)}): delete it and run its stage again") from e
     if f is not None and f.ndim==3 and len(f)==1: f = f[0]
     pairs = coords is None or coords.dtype.kind in "iuf" and coords.shape[1:]==(2,) and np.isfinite(coords).all()
     if not pairs: raise SlideError(f"{path}: its coords are no pairs of numbers: delete it and run its stage again")
-    if features and (f is None or f.ndim!=2):
+    if features and (f is None or f.ndim!=2 or f.dtype.kind not in "iuf"):
         raise SlideError(f"{path} holds no table `features` or `feats` of patches and dimensions: run its stage again")
     if coords is not None and f is not None and len(coords)!=len(f):
         raise SlideError(f"{path} has {len(coords)} coords and {len(f)} features: delete it and run its stage again")

@@ -144,6 +144,17 @@ def test_bags_of_other_tools_are_read(tmp_path):
     with h5py.File(tmp_path/"b.h5", "w") as h: h["coords"] = np.ones((2,2))
     with pytest.raises(PathgenError, match="no table"): read_bag(tmp_path/"b.h5")
 
+@pytest.mark.parametrize("spoil", [lambda h: h.create_group("coords"), lambda h: h.create_dataset("coords", data=1.), lambda h: h.create_group("features")])
+def test_a_bag_that_holds_another_kind_of_thing_is_named(tmp_path, spoil):
+    with h5py.File(tmp_path/"b.h5", "w") as h:
+        spoil(h)
+        for k in {"coords","features"} - set(h): h[k] = np.ones((3,2))
+    with pytest.raises(PathgenError, match="b.h5 cannot be read as a bag .*: delete it and run its stage again"): read_bag(tmp_path/"b.h5")
+
+def test_features_of_words_are_no_features(tmp_path):
+    with h5py.File(tmp_path/"b.h5", "w") as h: h["coords"], h["features"] = np.ones((3,2)), np.array([[b"a",b"b"]]*3)
+    with pytest.raises(PathgenError, match="b.h5 holds no table"): read_bag(tmp_path/"b.h5")
+
 def test_real_bags():
     bags = sorted(Path("../shared/data/bags").glob("*/features.h5"))
     if not bags: pytest.skip("../shared/data/bags is not there")
