@@ -168,11 +168,12 @@ def fails(path):
     return line
 
 def test_not_slides(tmp_path):
-    for name,data in (("text.svs", b"no slide"), ("empty.svs", b""), ("png.tif", b"\x89PNG\r\n\x1a\n"+b"0"*500)):
+    for name,data,why in (("text.svs", b"no slide", "not a slide that OpenSlide can read"), ("empty.svs", b"", "the file is empty; copy it again"),
+                          ("png.tif", b"\x89PNG\r\n\x1a\n"+b"0"*500, "not a slide that OpenSlide can read"), ("cut.svs", b"II*\0"+b"0"*500, "a TIFF that OpenSlide cannot read")):
         (tmp_path/name).write_bytes(data)
-        fails(tmp_path/name)
+        assert why in fails(tmp_path/name)
     (tmp_path/"loop.svs").symlink_to(tmp_path/"loop.svs")
-    for p in (tmp_path/"loop.svs", tmp_path/"absent.svs", tmp_path): fails(p)
+    for p,why in ((tmp_path/"loop.svs", "no such file"), (tmp_path/"absent.svs", "no such file"), (tmp_path, "a folder")): assert f"{p.name}: {why}; check slides.folder" in fails(p)
 
 def test_odd_names(tmp_path):
     for name in ("with space.svs", "größe 🔬.svs", "x"*250 + ".svs"):
@@ -209,6 +210,13 @@ def test_a_name_the_system_cannot_take_is_named():
 def test_what_tifffile_cannot_read_is_left_to_openslide(svs, tmp_path, n):
     (tmp_path/"cut.svs").write_bytes(svs.read_bytes()[:n])
     assert wsi.tile_levels(tmp_path/"cut.svs", [(960,900)])==[None]
+
+def test_a_slide_that_only_openslide_can_read_is_checked_all_the_same(svs, monkeypatch):
+    def refuse(*a): raise ValueError("not a TIFF that I know")
+    monkeypatch.setattr(tifffile, "TiffFile", refuse)
+    with open_slide(svs) as s:
+        s.check()
+        assert s.reader=="openslide" and wsi.blank_tiles(s) is None
 
 def test_tiles_too_long_to_decode_are_refused(tmp_path):
     p = write(tmp_path/"wide.tif", np.zeros((32,9000,3), np.uint8), "plain", (1,), tile=(16,9008))
