@@ -123,13 +123,20 @@ def test_interruption_is_clean(tmp_path, sig, kernel):
     (dict(base=dict(data="../data", seed=0, engine="rey")), "params.yaml: base.engine is 'rey', but takes one of local, ray, HOST:PORT: did you mean ray?"),
     (dict(cut=None), "params.yaml must hold sections"),
     (dict(ctu=dict(tile_px=16)), "params.yaml: ctu is not a stage: did you mean cut?"),
-    (dict(ctu=dict(tile_px=16)), "params.yaml: ctu is not a stage: did you mean cut?"),
+    (dict(cut=dict(tile_px=None, mpp=None)), "params.yaml: cut.tile_px is None, but takes a whole number (Side, px)"),
+    (dict(cut=dict(tile_px="1e-4", mpp=None)), "params.yaml: cut.tile_px is '1e-4', but takes a whole number; YAML reads 1e-4 as text, write 0.0001"),
 ])
 def test_wrong_parameters_are_refused_before_any_work(tmp_path, monkeypatch, change, message):
     project(tmp_path, "Path('../ran').write_text('')", params={**PARAMS, **change})
     r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
     assert r.exit_code==1 and message in r.output and len(r.output.strip().splitlines())==1
     assert not (tmp_path/"ran").exists()
+
+def test_a_wrong_value_of_a_later_stage_is_refused_before_any_work(tmp_path, monkeypatch):
+    project(tmp_path, "Path('../ran').write_text('')", params=PARAMS | dict(glue=dict(tile_px="much", mpp=None)))
+    (tmp_path/"nbs/30_glue.ipynb").write_bytes((tmp_path/"nbs/20_cut.ipynb").read_bytes())
+    r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and "params.yaml: glue.tile_px is 'much', but takes a whole number" in r.output and not (tmp_path/"ran").exists()
 
 def test_a_second_run_of_a_stage_refuses(tmp_path, monkeypatch):
     project(tmp_path, "Path('../ran').write_text('')")
