@@ -480,11 +480,12 @@ def make_patch(
     tw, th = t.tile_w//k, t.tile_h//k
     try: raw = read_tiles(t, own) if own else {}
     except OSError as e: raw, failed = None, slide_error(t.path, e.strerror)
+    except Exception as e: raw, failed = None, e
     for i, f in own.items():
         try:
             if raw is None: raise failed
             f.set_result(decode_tile(t, i, raw[i], k))
-        except SlideError as e: f.set_exception(e)
+        except Exception as e: f.set_exception(e)
     (x, y, w, h), keep = c.box(*xy)
     w, h = w//k, h//k
     im = np.full((h, w, 3), 255, np.uint8)

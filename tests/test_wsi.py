@@ -1,9 +1,10 @@
 "Reading slides: pixels as OpenSlide gives them, bounded files, and one line for every bad file."
-import pickle, struct
+import os, pickle, struct, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from types import SimpleNamespace
 import numpy as np, pytest, tifffile
+from conftest import ROOT
 from pathgen import wsi
 from pathgen.wsi import SlideError, open_slide
 
@@ -328,6 +329,25 @@ def test_a_disk_that_fails_while_patches_are_read_is_one_line(svs, monkeypatch):
     with open_slide(svs) as s:
         monkeypatch.setattr(wsi.os, "pread", pread)
         with pytest.raises(SlideError, match="a slide.svs: Input/output error; leave it out"): list(s.read_many([(0,0),(300,300)], 256))
+
+WAITING = """
+import sys
+from pathgen import wsi
+def lack(*a): raise MemoryError
+if sys.argv[2]!="damaged": setattr(wsi, sys.argv[2], lack)
+with wsi.open_slide(sys.argv[1]) as s: list(s.read_many([(0,0),(20,20),(40,40),(60,60)], 100, threads=4))
+"""
+
+@pytest.mark.parametrize("what, error", [("damaged", "SlideError: a.svs: tile in row 0, column 0 is damaged"), ("decode_tile", "MemoryError"), ("read_tiles", "MemoryError")])
+def test_a_tile_that_fails_lets_no_patch_wait_for_it(tmp_path, what, error):
+    "In a process of its own, which would not end otherwise."
+    p = write(tmp_path/"a.svs", painted(300))
+    with tifffile.TiffFile(p) as t: at, n = t.pages[0].dataoffsets[0], t.pages[0].databytecounts[0]
+    data = bytearray(p.read_bytes())
+    if what=="damaged": data[at:at+n] = bytes(n)
+    p.write_bytes(data)
+    r = subprocess.run([sys.executable, "-c", WAITING, p, what], capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert r.returncode==1 and error in r.stderr
 
 def test_no_patch_is_smaller_than_a_pixel(svs):
     with open_slide(svs) as s:
