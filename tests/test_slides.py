@@ -1,6 +1,6 @@
 "The inventory: every kind of bad slide has its line, every report its place, and the rest goes on."
 import hashlib, shutil
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, tifffile
 from pathgen.core import PathgenError, read_json, read_table
 from pathgen.slides import run_slides
 from test_wsi import painted, write
@@ -113,7 +113,8 @@ def test_tcga_md5(tmp_path, gdc):
     p.write_bytes(p.read_bytes().replace(b"Q=70", b"Q=71"))
     kw = dict(folder=str(gdc), manifest=str(tmp_path/"manifest.txt"))
     assert "md5" in run(tmp_path/"data", "tcga", **kw)[0].error[0]
-    assert run(tmp_path/"data", "tcga", **kw, verify="size")[0].status[0]=="ok"
+    by_size = run(tmp_path/"data", "tcga", **kw, verify="size")[0]
+    assert by_size.status.tolist()==["ok","ok","unreadable","missing"] and " bytes, the manifest says " in by_size.error[2] and "download it again" in by_size.error[2]
 
 @pytest.mark.parametrize("kw,line", [
     (dict(source="boxes"), "phantom, folder or tcga"), (dict(folder="nowhere"), "nowhere"), (dict(), "slides.folder"),
@@ -142,6 +143,14 @@ def test_hidden_files_are_no_slides(tmp_path, lab):
         (lab/n).parent.mkdir(exist_ok=True)
         (lab/n).write_text("x")
     assert len(run(tmp_path/"data", folder=str(lab))[0])==5
+
+def test_a_slide_of_which_the_header_alone_is_whole_is_unreadable(tmp_path, lab):
+    with tifffile.TiffFile(write(lab/"E.svs", painted(300))) as t: at, n = t.pages[0].dataoffsets[0], t.pages[0].databytecounts[0]
+    data = bytearray((lab/"E.svs").read_bytes())
+    data[at:at+n] = bytes(n)
+    (lab/"E.svs").write_bytes(data)
+    e = run(tmp_path/"data", folder=str(lab))[0].set_index("slide_id").loc["E"]
+    assert e.status=="unreadable" and "E.svs: tile in row 0, column 0 is damaged" in e.error
 
 def test_a_slide_on_a_disk_that_fails_is_one_line(tmp_path, lab, monkeypatch):
     import pathgen.slides as m
