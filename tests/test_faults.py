@@ -356,6 +356,10 @@ def test_the_second_report_of_one_id_twice_does_not_take_the_place_of_the_first(
     files = table(tmp_path, "report_id,text\n1,Adenocarcinoma.\n1,Benign glands.\n")
     assert [Path(p).read_text() for p in files.path]==["Adenocarcinoma."]*2
 
+def test_reports_whose_ids_differ_in_signs_alone_keep_their_texts(tmp_path):
+    files = table(tmp_path, "report_id,text\na/b,Adenocarcinoma.\na:b,Benign glands.\na_b,Necrosis.\n")
+    assert [Path(p).read_text() for p in files.path]==["Adenocarcinoma.", "Benign glands.", "Necrosis."]
+
 def test_a_lost_report_does_not_end_the_inventory(svs, tmp_path):
     (tmp_path/"texts").mkdir(), (tmp_path/"in").mkdir()
     os.symlink("nowhere", tmp_path/"texts/a.txt")
