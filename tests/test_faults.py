@@ -234,6 +234,9 @@ def test_an_endless_word_goes_and_its_sentence_stays(tmp_path):
 def test_a_measurement_that_comes_about_late_takes_its_sentence_alone(tmp_path):
     assert clean_all(tmp_path, dict(a="Necrosis is present.\nAdenocarcinoma of 3 reported cm."))[0]["a"]=="Necrosis is present."
 
+def test_a_barcode_that_comes_about_late_takes_its_sentence_alone(tmp_path):
+    assert clean_all(tmp_path, dict(a="Necrosis is present.\nAdenocarcinoma of TCGA reported -01 is seen."))[0]["a"]=="Necrosis is present."
+
 def test_a_report_of_measurements_alone_is_refused(tmp_path):
     said, line = clean_all(tmp_path, dict(a="4.2 x 3.1 x 2.0 cm\n38 g, 5 mm\n"))
     assert said["a"]=="" and "nothing about histomorphology" in line["a"] and "4.2" not in line["a"]
