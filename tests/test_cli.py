@@ -132,6 +132,11 @@ def test_wrong_parameters_are_refused_before_any_work(tmp_path, monkeypatch, cha
     assert r.exit_code==1 and message in r.output and len(r.output.strip().splitlines())==1
     assert not (tmp_path/"ran").exists()
 
+def test_an_unknown_provider_is_refused_before_any_work(tmp_path, monkeypatch):
+    project(tmp_path, "Path('../ran').write_text('')", params=PARAMS | dict(cut=dict(tile_px=16, mpp=None, provider="bultin")), extra='\nprovider = "builtin" # Who answers')
+    r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and "params.yaml: cut.provider is 'bultin': did you mean builtin?" in r.output and not (tmp_path/"ran").exists()
+
 def test_a_wrong_value_of_a_later_stage_is_refused_before_any_work(tmp_path, monkeypatch):
     project(tmp_path, "Path('../ran').write_text('')", params=PARAMS | dict(glue=dict(tile_px="much", mpp=None)))
     (tmp_path/"nbs/30_glue.ipynb").write_bytes((tmp_path/"nbs/20_cut.ipynb").read_bytes())
