@@ -132,6 +132,11 @@ def test_two_items_of_one_name_are_refused_before_any_work(tmp_path):
     with pytest.raises(core.PathgenError, match="two items share the name b: rename one of them"): core.each(misbehave, "abcb", tmp_path/"out", str, ".txt")
     assert not (tmp_path/"out").exists()
 
+def test_a_stage_of_which_every_row_failed_ends_whatever_share_may(tmp_path):
+    df = pd.DataFrame(dict(patch_id=["a","b"], text=["",""], error=["no answer"]*2))
+    with pytest.raises(core.PathgenError, match="2 of 2 captions failed, such as a: no answer"): core.keep_good(df, tmp_path/"captions.parquet", 1)
+    assert os.listdir(tmp_path)==["captions_failed.parquet"]
+
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(core.PathgenError, match="base.device is xpu:1, which this machine lacks: use auto or cpu"): core.pick_device("xpu:1")
 
