@@ -10,7 +10,7 @@ def tree(tmp_path_factory):
     tree = copy_tree(tmp_path_factory.mktemp('chaos')/'tree')
     p = yaml.safe_load((tree/'profiles/smoke.yaml').read_text())
     p['phantom'] |= dict(organs=['colon'], patients=2, slide_px=2016, pairs_pathcap=12, pairs_quilt=12, pairs_openpath=12)
-    p['chaos'] |= dict(profile='../params.yaml', kills=7, targets=['tile','reports'], warm=False)
+    p['chaos'] |= dict(profile='../params.yaml', kills=4, targets=['tile','reports'], warm=False)
     (tree/'params.yaml').write_text(yaml.safe_dump(p, sort_keys=False))
     return tree
 
