@@ -19,7 +19,7 @@ IMPORTS = ["ipykernel.kernelapp", "torch._dynamo", "open_clip", "transformers", 
            "transformers.models.llama.modeling_llama", "transformers.trainer", "pandas", "pyarrow.parquet", "sklearn.linear_model",
            "matplotlib.pyplot", "scipy.ndimage", "skimage.measure", "tifffile", "imagecodecs", "openslide", "webdataset"] # What stages import
 
-# %% ../nbs/91_warm.ipynb #c4de7154
+# %% ../nbs/91_warm.ipynb #f363b16f
 def nursery(
     listener:socket.socket, # Where kernels are asked for
     parent:int, # File descriptor that reaches its end when no more kernels are wanted
@@ -45,6 +45,7 @@ def nursery(
         for fd in files: os.close(fd)
         line.close()
 
+# %% ../nbs/91_warm.ipynb #294e010d
 def _kernel(line, asked, files): # Become the kernel that was asked for
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -60,6 +61,7 @@ def _kernel(line, asked, files): # Become the kernel that was asked for
     launch_new_instance(argv=[*asked["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"])
     atexit._run_exitfuncs(), os._exit(0)
 
+# %% ../nbs/91_warm.ipynb #c4de7154
 def _fork_server(): # Let the fork server of multiprocessing, from which workers are forked, be a copy of this process too
     from multiprocessing import forkserver, util
     def spawn(path, args, fds):
