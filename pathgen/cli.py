@@ -56,7 +56,7 @@ def parameters(
 
 @functools.cache
 def _parameters(nb, changed): # Read once, as long as the notebook is not changed
-    cells = json.loads(Path(nb).read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(nb.read_text(encoding="utf-8"))["cells"]
     tagged = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
     src = "".join(next(tagged, {"source":""})["source"])
     lines = [l.encode() for l in src.splitlines()]

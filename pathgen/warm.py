@@ -9,7 +9,6 @@ __all__ = ['IMPORTS', 'NURSERY', 'nursery', 'WarmKernelManager', 'kernel_manager
 
 # %% ../nbs/91_warm.ipynb #79969308
 import atexit, contextlib, gc, importlib, json, os, signal, socket, subprocess, sys, tempfile, threading, time, warnings
-from pathlib import Path
 from jupyter_client import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from .core import PathgenError

@@ -40,7 +40,7 @@ def test_a_nursery_that_is_gone_is_told(tmp_path, monkeypatch):
 
 def test_a_kernel_reads_the_code_and_the_environment_of_the_one_who_asks(tmp_path, monkeypatch):
     monkeypatch.setenv("WHO", "me")
-    root = project(tmp_path/"p", "import os, sys, multiprocessing, pathgen\nopen(f'{data}/out.txt','w').write(' '.join([os.environ['WHO'], pathgen.__file__, str('torch' in sys.modules), os.getcwd()]))")
+    root = project(tmp_path/"p", "import os, sys, pathgen\nopen(f'{data}/out.txt','w').write(' '.join([os.environ['WHO'], pathgen.__file__, str('torch' in sys.modules), os.getcwd()]))")
     (root/"data").mkdir()
     assert shell(root, "run", "cut").returncode==0
     assert (root/"data/out.txt").read_text()==f"me {ROOT/'pathgen/__init__.py'} True {root/'nbs'}"
