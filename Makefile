@@ -73,7 +73,7 @@ fuzz: $(READY) ## Send spoilt slides, reports, tables and parameters through the
 	pathgen run fuzz --params $(if $(wildcard ../shared/data/slides),profiles/real.yaml,params.yaml)
 	@$(if $(wildcard ../shared/data/slides),mkdir -p data/runs && cp data/real/runs/82_fuzz.ipynb data/runs/)
 
-seeds: $(READY) ## Run the pipeline with three seeds, for means and deviations
+seeds: $(READY) ## Repeat the run with two other seeds, for means and deviations over the three
 	pathgen seeds
 
 chaos: $(READY) ## Kill the smoke profile at random moments and compare it with a run left alone

@@ -6,8 +6,8 @@ Docs: https://pathgen.github.io/pathgen/chaos.html.md"""
 
 # %% auto #0
 __all__ = ['MARK', 'ask_git', 'clone', 'launch', 'processes', 'stage_in', 'follow', 'plan', 'next_kill', 'kill', 'items',
-           'done_again', 'contents', 'compare', 'cut_locks', 'finish', 'run_calm', 'strike', 'run_storm', 'scratch',
-           'summary', 'run_chaos']
+           'done_again', 'contents', 'compare', 'cut_locks', 'finish', 'run_calm', 'put_down_all', 'strike',
+           'run_storm', 'scratch', 'summary', 'run_chaos']
 
 # %% ../nbs/81_chaos.ipynb #ebc244cf
 import contextlib, os, re, shutil, signal, subprocess, sys, time
@@ -23,7 +23,7 @@ def ask_git(
 )->str: # What it says
     "Ask git, or say in one line why it cannot answer."
     r = subprocess.run(["git", *map(str, args)], capture_output=True, text=True)
-    if r.returncode: raise PathgenError(f"git {args[0]} fails here ({' '.join(r.stderr.split())}): chaos needs the repository")
+    if r.returncode: raise PathgenError(f"git {args[0]} fails here ({' '.join(r.stderr.split())}): the repository is needed")
     return r.stdout.strip()
 
 def clone(
@@ -43,7 +43,7 @@ MARK = "PATHGEN_CHAOS"
 def launch(
     tree, # A clone
     log, # File for what is printed
-    command=("dvc","repro"), # What runs the pipeline
+    command:list, # What runs the pipeline
 )->subprocess.Popen:
     "Start a run in a clone."
     env = {k:v for k,v in os.environ.items() if k not in ("PATHGEN_PROGRESS","IN_TEST",NURSERY)}
@@ -199,19 +199,22 @@ def finish(
 def run_calm(
     folder, # Scratch folder, where the clone `calm` goes
     profile, # Params file
-    command=("dvc","repro"), # What runs the pipeline
+    command:list, # What runs the pipeline
 )->pd.DataFrame: # launch, stage, start, end
     "The undisturbed run."
     tree, log = folder/"calm", folder/"calm.log"
-    _put_down_all(tree)
+    put_down_all(tree)
     clone(tree, profile)
     p = launch(tree, log, command)
     try: rows = list(progress((r for r in follow(p, log) if r["stage"]), "undisturbed run, stages"))
-    finally: _put_down_all(tree)
+    finally: put_down_all(tree)
     finish(p, log)
     return pd.DataFrame(rows).assign(launch=0)
 
-def _put_down_all(tree):
+def put_down_all(
+    tree, # A clone
+):
+    "Kill all runs in a clone."
     for p in processes(tree): _put_down(p)
 
 # %% ../nbs/81_chaos.ipynb #019db3e6
@@ -221,7 +224,7 @@ def strike(
     seconds:dict, # Stage to its undisturbed time
     moments:pd.DataFrame, # From `plan`
     used:list, # Rows of it that were used
-    command=("dvc","repro"), # What runs the pipeline
+    command:list, # What runs the pipeline
 )->pd.DataFrame: # launch, stage, start, end, and in the last row what the kill did
     "Launch the run and kill it when a kill is due."
     tree, log = folder/"storm", folder/f"storm-{n:02d}.log"
@@ -236,7 +239,7 @@ def strike(
         k = next_kill(moments, used, rows[-1]["stage"]) if p.poll() is None else None
         if k is None: finish(p, log)
         gone, stayed = kill(p, tree, moments.everything[k]) if k is not None else (np.nan,0)
-    finally: _put_down_all(tree)
+    finally: put_down_all(tree)
     rows[-1] |= dict(kill=k, gone_after=gone, stayed=stayed, locks_cut=len(cut),
         items=len(before), done_again=done_again(before, items(tree/"data")))
     return pd.DataFrame(rows).assign(launch=n)
@@ -247,12 +250,12 @@ def run_storm(
     profile, # Params file
     seconds:dict, # Stage to its undisturbed time
     moments:pd.DataFrame, # From `plan`
-    command=("dvc","repro"), # What runs the pipeline
+    command:list, # What runs the pipeline
 )->pd.DataFrame: # Rows of all launches
     "The run that is killed again and again."
     table, tree = folder/"storm.parquet", folder/"storm"
     df = pd.read_parquet(table) if table.exists() else pd.DataFrame(dict(launch=[], kill=[]))
-    _put_down_all(tree)
+    put_down_all(tree)
     if df.empty: clone(tree, profile)
     for n in progress(range(1+df.launch.nunique(), len(moments)+2), "disturbed run, launches"):
         rows = strike(folder, n, seconds, moments, df.kill.dropna().tolist(), command)

@@ -11,7 +11,8 @@ __all__ = ['SHARED', 'OWN_ROOT', 'BASE', 'app', 'CHECKS', 'COLOURS', 'STEPS', 'f
            'run_stage', 'command', 'params_file', 'run', 'warm', 'profiles', 'profile', 'check_python',
            'check_packages', 'check_machine', 'input_paths', 'check_inputs', 'check_endpoints', 'check_tools', 'doctor',
            'maybe', 'origin', 'slide_axes', 'draw_slide', 'truth_axes', 'patch_text', 'draw_patch', 'show',
-           'slide_text', 'seed_table', 'seeds', 'main']
+           'slide_text', 'seed_table', 'check_recorded', 'seed_tree', 'run_seed', 'numbers', 'other_seeds', 'seeds',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #074d4b83
 import ast, contextlib, functools, inspect, json, os, re, subprocess, sys, time
@@ -784,25 +785,85 @@ def seed_table(
             out |= {f"{stage}.{k}":round(float(np.mean(v)), 4), f"{stage}.{k}_sd":round(float(np.std(v, ddof=1)), 4) if len(v) > 1 else 0.}
     return out
 
-def _dvc(root, *args, **how): # Run DVC in the project; its errors stand on the terminal
+def check_recorded(
+    root:Path, # Root of the project
+):
+    "The numbers in data/metrics must be those of this code and these parameters, by dvc.lock."
     from pathgen.core import PathgenError
-    r = subprocess.run(["dvc", *args], cwd=root, text=True, **how)
-    if r.returncode: raise PathgenError(f"dvc {' '.join(args)} failed: see the lines above")
-    return r.stdout
+    r = subprocess.run(["dvc","status","--json"], cwd=root, capture_output=True, text=True)
+    if r.returncode: raise PathgenError(f"dvc status: {r.stderr.strip()[-300:]}")
+    gone = lambda said: said=="deleted" or isinstance(said, dict) and all(map(gone, said.values()))
+    other = [s for s,said in json.loads(r.stdout).items() if not all(map(gone, said))]
+    if other: raise PathgenError(f"data/metrics is not the run of this code and these parameters (first in {other[0]}): `make repro` first")
 
+# %% ../nbs/90_cli.ipynb #7dc6d1f7
+def seed_tree(
+    seed:int, # Its base.seed
+    root:Path, # Root of the project
+)->Path: # data/seeds/SEED: a clone of the last commit, with the parameters of this tree
+    "A tree for the run of another seed; what it has run already stays."
+    from pathgen.chaos import ask_git, clone
+    from pathgen.core import read_params, write_text
+    tree, lock = root/"data/seeds"/str(seed), root/"data/seeds"/str(seed)/"dvc.lock"
+    if not (tree/".git").exists(): clone(tree, root/"params.yaml")
+    else:
+        done = lock.read_bytes() if lock.exists() else None
+        ask_git("-C", tree, "fetch", "-q", root, "HEAD"), ask_git("-C", tree, "checkout", "-qf", "FETCH_HEAD")
+        lock.write_bytes(done) if done else lock.unlink(missing_ok=True)
+    params = read_params(root/"params.yaml")
+    write_text(yaml.safe_dump(params | dict(base=params["base"] | dict(seed=seed)), sort_keys=False), tree/"params.yaml")
+    return tree
+
+# %% ../nbs/90_cli.ipynb #f21bdcc5
+def run_seed(
+    seed:int, # Of the run
+    root:Path, # Root of the project
+    jobs:int, # Runs at a time
+)->dict: # Stage to its numbers
+    "Run the pipeline with another seed, or go on with such a run."
+    from pathgen.chaos import finish, follow, launch, put_down_all
+    tree, log = seed_tree(seed, root), root/f"data/seeds/{seed}.log"
+    warm = ["pathgen","warm"]*sys.platform.startswith("linux")
+    p = launch(tree, log, ["env", f"OMP_NUM_THREADS={max(1, os.cpu_count()//jobs)}", *warm, "dvc", "repro"])
+    try:
+        for r in follow(p, log): typer.echo(f"seed {seed}: {r['stage']} {r['end']-r['start']:.0f} s") if r["stage"] else None
+    finally: put_down_all(tree)
+    finish(p, log)
+    return numbers(tree)
+
+def numbers(
+    root:Path, # Root of a project, or of a clone of it
+)->dict: # Stage to its numbers
+    "What the stages of a run measured."
+    from pathgen.core import read_json
+    files = {s:root/"data/metrics"/f"{s}.json" for s in yaml.safe_load((root/"dvc.yaml").read_text())["stages"]}
+    return {s:read_json(f) for s,f in files.items() if f.exists()}
+
+def other_seeds(
+    of:str, # As the option
+    own:int, # base.seed of this tree
+)->list: # Whole numbers
+    "Read the seeds of an option; this tree's own would count twice."
+    from pathgen.core import PathgenError
+    if not re.fullmatch(r"\d+(,\d+)*", of): raise PathgenError(f"--of takes whole numbers with commas between them, such as 1,2, not {of!r}")
+    found = sorted({int(s) for s in of.split(",")})
+    if own in found: raise PathgenError(f"seed {own} is that of params.yaml, whose run is counted as it stands: leave it out of --of")
+    return found
+
+# %% ../nbs/90_cli.ipynb #b95988b5
 @command
 def seeds(
-    of:str="0,1,2", # Seeds, with commas between them
+    of:str="1,2", # Seeds beside the one of params.yaml, with commas between them
+    jobs:int=1, # Runs at a time; they share the cores
 ):
-    "Run the pipeline once a seed; means and deviations go to data/metrics/seeds.json."
-    from pathgen.core import write_json
-    root, names = find_root(), {s:f"seed-{int(s)}" for s in of.split(",")}
-    for s,n in names.items():
-        subprocess.run(["dvc", "exp", "remove", n], cwd=root, capture_output=True) # of an earlier time, if there is one
-        _dvc(root, "exp", "run", "--temp", "-n", n, "-S", f"base.seed={int(s)}")
-    runs = [r for e in json.loads(_dvc(root, "exp", "show", "--json", stdout=subprocess.PIPE)) for x in e["experiments"] or () for r in x["revs"]]
-    found = {r["name"]:{Path(f).stem:v["data"] for f,v in r["data"]["metrics"].items() if "data" in v} for r in runs}
-    write_json(seed_table([found[n] for n in names.values()]), root/"data/metrics/seeds.json")
+    "Repeat the run of this tree with other seeds; means and deviations of all of them go to data/metrics/seeds.json."
+    from concurrent.futures import ThreadPoolExecutor
+    from pathgen.core import read_params, write_json
+    root = find_root()
+    others = other_seeds(of, read_params(root/"params.yaml")["base"]["seed"])
+    check_recorded(root)
+    with ThreadPoolExecutor(jobs) as pool: runs = list(pool.map(lambda s: run_seed(s, root, jobs), others))
+    write_json(seed_table([numbers(root), *runs]), root/"data/metrics/seeds.json")
     typer.echo("data/metrics/seeds.json")
 
 # %% ../nbs/90_cli.ipynb #5ee157a2

@@ -52,7 +52,7 @@ def test_two_runs_at_once_and_ctrl_c(tree):
         os.killpg(run.pid, signal.SIGINT)
         said = run.communicate(timeout=60)[0]
         assert time.time()-at < 20
-    finally: chaos._put_down_all(tree)
+    finally: chaos.put_down_all(tree)
     assert said.count('stopped: what is finished stays') == 1 and 'Traceback' not in said, said
     assert half_written(tree/'data') == [] and chaos.cut_locks(tree) == []
 

@@ -245,17 +245,33 @@ def test_default_value_with_a_comment_sign(tmp_path):
     assert cli.parameters(nb)["mark"]==("a # b", "Text with a # in it")
     assert cli.parameters(nb)["mpp"][1]=='Target µm per px, "#" or none'
 
-def test_seeds_are_experiments_and_leave_the_workspace_alone(tmp_path):
+STAGE = dict(cmd="python make.py", deps=["make.py"], params=["base.seed"], metrics=[{"data/metrics/cut.json":dict(cache=False)}])
+MAKE = """import json, os, sys, yaml
+open('ran', 'a').write('x')
+os.makedirs('data/metrics', exist_ok=True)
+json.dump(dict(n=5, s=yaml.safe_load(open('params.yaml'))['base']['seed']), open('data/metrics/cut.json', 'w'))
+"""
+
+def test_seeds_run_in_clones_that_keep_what_they_ran(tmp_path):
     root = project(tmp_path/"p", "")
-    (root/"dvc.yaml").write_text(yaml.safe_dump(dict(stages=dict(cut=dict(cmd="python make.py", deps=["make.py"], params=["base.seed"], metrics=[{"data/metrics/cut.json":dict(cache=False)}])))))
-    (root/"make.py").write_text("import json, os, yaml\nos.makedirs('data/metrics', exist_ok=True)\njson.dump(dict(n=5, s=yaml.safe_load(open('params.yaml'))['base']['seed']), open('data/metrics/cut.json', 'w'))\n")
-    for c in ("git init -q", "dvc init -q", "git add -A", "git -c user.name=a -c user.email=a@b commit -qm all"): subprocess.run(c.split(), cwd=root, check=True)
+    (root/"dvc.yaml").write_text(yaml.safe_dump(dict(stages=dict(cut=STAGE))))
+    (root/"make.py").write_text(MAKE)
+    (root/".gitignore").write_text("/data\n!/data/metrics\n/ran\n")
+    do = lambda *cs: [subprocess.run(c.split(), cwd=root, check=True, env=own_env()) for c in cs]
+    commit = "git add -A", "git -c user.name=a -c user.email=a@b commit -qm all"
+    do("git init -q", "dvc init -q", *commit)
+    r = shell(root, "seeds", "--of", "7")
+    assert r.returncode==1 and "is not the run of this code and these parameters (first in cut): `make repro` first" in r.stderr, r.stderr
+    do("dvc repro -q", *commit)
     before = (root/"params.yaml").read_bytes()
-    for of,mean in (("1,4", {"cut.s":2.5, "cut.s_sd":2.1213, "seeds":2}), ("4", {"cut.s":4., "cut.s_sd":0., "seeds":1})):
-        r = shell(root, "seeds", "--of", of)
-        assert r.returncode == 0, r.stderr
-        m = json.loads((root/"data/metrics/seeds.json").read_text())
-        assert m == {"cut.n":5., "cut.n_sd":0.} | mean and (root/"params.yaml").read_bytes() == before
+    for of,mean in (("1,5", {"cut.s":3., "cut.s_sd":2., "seeds":3}), ("5", {"cut.s":4., "cut.s_sd":1.4142, "seeds":2})):
+        r = shell(root, "seeds", "--of", of, "--jobs", "2")
+        assert r.returncode==0, r.stderr
+        assert json.loads((root/"data/metrics/seeds.json").read_text())=={"cut.n":5., "cut.n_sd":0.} | mean
+    assert (root/"params.yaml").read_bytes()==before and (root/"data/seeds/5/ran").read_text()=="x"
     (root/"make.py").write_text("raise SystemExit('broken')")
     r = shell(root, "seeds", "--of", "1")
-    assert r.returncode == 1 and "dvc exp run" in r.stderr.splitlines()[-1] and "failed" in r.stderr.splitlines()[-1]
+    assert r.returncode==1 and "first in cut" in r.stderr
+    do("dvc commit -q -f", *commit)
+    r = shell(root, "seeds", "--of", "1")
+    assert r.returncode==1 and "dvc repro ended with" in r.stderr.splitlines()[-1] and "data/seeds/1.log" in r.stderr, r.stderr
