@@ -792,7 +792,7 @@ def check_recorded(
     from pathgen.core import PathgenError
     r = subprocess.run(["dvc","status","--json"], cwd=root, capture_output=True, text=True)
     if r.returncode: raise PathgenError(f"dvc status: {r.stderr.strip()[-300:]}")
-    gone = lambda said: said=="deleted" or isinstance(said, dict) and all(map(gone, said.values()))
+    gone = lambda said: said in ("deleted","not in cache") or isinstance(said, dict) and all(map(gone, said.values()))
     other = [s for s,said in json.loads(r.stdout).items() if not all(map(gone, said))]
     if other: raise PathgenError(f"data/metrics is not the run of this code and these parameters (first in {other[0]}): `make repro` first")
 

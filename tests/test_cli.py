@@ -1,5 +1,5 @@
 "The command: bytes, messages, exit status, progress, interruption, speed of --help."
-import errno, json, os, signal, subprocess, sys, time
+import errno, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, pytest, yaml
 from typer.testing import CliRunner
@@ -245,10 +245,11 @@ def test_default_value_with_a_comment_sign(tmp_path):
     assert cli.parameters(nb)["mark"]==("a # b", "Text with a # in it")
     assert cli.parameters(nb)["mpp"][1]=='Target µm per px, "#" or none'
 
-STAGE = dict(cmd="python make.py", deps=["make.py"], params=["base.seed"], metrics=[{"data/metrics/cut.json":dict(cache=False)}])
+STAGE = dict(cmd="python make.py", deps=["make.py"], outs=["data/big.txt"], params=["base.seed"], metrics=[{"data/metrics/cut.json":dict(cache=False)}])
 MAKE = """import json, os, sys, yaml
 open('ran', 'a').write('x')
 os.makedirs('data/metrics', exist_ok=True)
+open('data/big.txt', 'w').write('of any run')
 json.dump(dict(n=5, s=yaml.safe_load(open('params.yaml'))['base']['seed']), open('data/metrics/cut.json', 'w'))
 """
 
@@ -263,6 +264,7 @@ def test_seeds_run_in_clones_that_keep_what_they_ran(tmp_path):
     r = shell(root, "seeds", "--of", "7")
     assert r.returncode==1 and "is not the run of this code and these parameters (first in cut): `make repro` first" in r.stderr, r.stderr
     do("dvc repro -q", *commit)
+    (root/"data/big.txt").unlink(), shutil.rmtree(root/".dvc/cache") # as in a clone, which has the numbers alone
     before = (root/"params.yaml").read_bytes()
     for of,mean in (("1,5", {"cut.s":3., "cut.s_sd":2., "seeds":3}), ("5", {"cut.s":4., "cut.s_sd":1.4142, "seeds":2})):
         r = shell(root, "seeds", "--of", of, "--jobs", "2")
@@ -272,6 +274,7 @@ def test_seeds_run_in_clones_that_keep_what_they_ran(tmp_path):
     (root/"make.py").write_text("raise SystemExit('broken')")
     r = shell(root, "seeds", "--of", "1")
     assert r.returncode==1 and "first in cut" in r.stderr
+    (root/"data/big.txt").write_text("of any run")
     do("dvc commit -q -f", *commit)
     r = shell(root, "seeds", "--of", "1")
     assert r.returncode==1 and "dvc repro ended with" in r.stderr.splitlines()[-1] and "data/seeds/1.log" in r.stderr, r.stderr
