@@ -804,12 +804,11 @@ def seed_tree(
     "A tree for the run of another seed; what it has run already stays."
     from pathgen.chaos import ask_git, clone
     from pathgen.core import read_params, write_text
-    tree, lock = root/"data/seeds"/str(seed), root/"data/seeds"/str(seed)/"dvc.lock"
+    tree, written = root/"data/seeds"/str(seed), [f":!{p}" for p in ("params.yaml", "dvc.lock", "data/metrics", "nbs/images")]
     if not (tree/".git").exists(): clone(tree, root/"params.yaml")
     else:
-        done = lock.read_bytes() if lock.exists() else None
-        ask_git("-C", tree, "fetch", "-q", root, "HEAD"), ask_git("-C", tree, "checkout", "-qf", "FETCH_HEAD")
-        lock.write_bytes(done) if done else lock.unlink(missing_ok=True)
+        steps = ("fetch","-q",root,"HEAD"), ("checkout","-q","FETCH_HEAD","--",".",*written), ("reset","-q","FETCH_HEAD")
+        for s in steps: ask_git("-C", tree, *s)
     params = read_params(root/"params.yaml")
     write_text(yaml.safe_dump(params | dict(base=params["base"] | dict(seed=seed)), sort_keys=False), tree/"params.yaml")
     return tree

@@ -257,7 +257,7 @@ def test_seeds_run_in_clones_that_keep_what_they_ran(tmp_path):
     root = project(tmp_path/"p", "")
     (root/"dvc.yaml").write_text(yaml.safe_dump(dict(stages=dict(cut=STAGE))))
     (root/"make.py").write_text(MAKE)
-    (root/".gitignore").write_text("/data\n!/data/metrics\n/ran\n")
+    (root/".gitignore").write_text("/data/*\n!/data/metrics\n/ran\n")
     do = lambda *cs: [subprocess.run(c.split(), cwd=root, check=True, env=own_env()) for c in cs]
     commit = "git add -A", "git -c user.name=a -c user.email=a@b commit -qm all"
     do("git init -q", "dvc init -q", *commit)
@@ -270,7 +270,10 @@ def test_seeds_run_in_clones_that_keep_what_they_ran(tmp_path):
         r = shell(root, "seeds", "--of", of, "--jobs", "2")
         assert r.returncode==0, r.stderr
         assert json.loads((root/"data/metrics/seeds.json").read_text())=={"cut.n":5., "cut.n_sd":0.} | mean
+        (root/"more.txt").write_text(of)
+        do(*commit)
     assert (root/"params.yaml").read_bytes()==before and (root/"data/seeds/5/ran").read_text()=="x"
+    assert (root/"data/seeds/5/more.txt").read_text()=="1,5", "the clone went on to the commit of the second call"
     (root/"make.py").write_text("raise SystemExit('broken')")
     r = shell(root, "seeds", "--of", "1")
     assert r.returncode==1 and "first in cut" in r.stderr
