@@ -91,10 +91,12 @@ def read_tiffslide(path, coords, px, out_px, threads):
     on_threads(lambda: tiffslide.TiffSlide(path), read, coords, threads)
 
 @functools.cache
-def _own_process(): # A process that never loads torch
+def _own_process(): # A process that never loads torch, and ends before the one that asks is joined
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-    return ProcessPoolExecutor(1, get_context("spawn"))
+    from multiprocessing import get_context, util
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    util.Finalize(pool, pool.shutdown, exitpriority=100)
+    return pool
 
 def read_cucim(path, coords, px, out_px, threads):
     "Read batches with cuCIM on the CPU, in a process of its own."
@@ -718,6 +720,5 @@ def run_speed(data, device, slide, model, px, out_px, patches, threads, rounds, 
         with tempfile.TemporaryDirectory() as d: t["large"] = time_large(d, path, *large_px, px, model, device, threads)
     if smoke:
         with tempfile.TemporaryDirectory() as d: t["whole"] = time_whole(d, smoke)
-    if _own_process.cache_info().currsize: _own_process().shutdown()
     write_metrics("speed", speed_numbers(t), data)
     return t
