@@ -376,7 +376,7 @@ def tally(
 def try_slides(
     kinds:list, # Some of ALL
     goods:list, # Good slides
-    found:list, # Other files, tried as they are
+    found:list, # Other files, tried as they are, if there are any
     work, # Folder to work in
     mutants:int, # Mutants of a kind of spoilt bytes and of a slide
     seed:int=0, # Seed of the run
@@ -386,7 +386,7 @@ def try_slides(
     "Spoil slides, kind by kind, send them through the stages, and judge."
     import shutil
     rows, figures = [], []
-    for kind in kinds:
+    for kind in (k for k in kinds if k!="found" or found):
         room = Path(work)/kind
         shutil.rmtree(room, ignore_errors=True)
         spoil(kind, goods, found, room/"in", mutants, seed)

@@ -385,3 +385,8 @@ def test_a_slide_that_lists_fewer_tiles_than_it_promises_is_refused(svs, tmp_pat
     (tmp_path/"a.svs").write_bytes(fuzz.put(fuzz.put(svs.read_bytes(), "ImageWidth", 65_000), "ImageLength", 65_000))
     with open_slide(tmp_path/"a.svs") as s:
         with pytest.raises(SlideError, match="promises 64516 tiles and lists 25"): s.check()
+
+def test_files_as_they_are_are_tried_only_where_there_are_some(tmp_path):
+    from pathgen.fuzz import try_slides
+    rows, figures = try_slides(["found"], [], [], tmp_path, 1)
+    assert rows.empty and figures.empty
