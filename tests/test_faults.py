@@ -387,6 +387,5 @@ def test_a_slide_that_lists_fewer_tiles_than_it_promises_is_refused(svs, tmp_pat
         with pytest.raises(SlideError, match="promises 64516 tiles and lists 25"): s.check()
 
 def test_files_as_they_are_are_tried_only_where_there_are_some(tmp_path):
-    from pathgen.fuzz import try_slides
-    rows, figures = try_slides(["found"], [], [], tmp_path, 1)
+    rows, figures = fuzz.try_slides(["found"], [], [], tmp_path, 1)
     assert rows.empty and figures.empty
