@@ -29,11 +29,15 @@ def test_readme_is_in_step(tree):
     assert changed(tree)==[], 'run python docs/readme.py'
 
 def test_numbers_of_the_readme_are_those_in_git():
-    rows = re.findall(r'^\| (\w+) \| (\w+) \| ([\d.e-]+) \| [^|]*\|$', (ROOT/'README.md').read_text(), re.M)
+    rows = re.findall(r'^\| (\w+) \| (\w+) \| ([\d.e-]+) \| ([^|]*)\| [^|]*\|$', (ROOT/'README.md').read_text(), re.M)
     assert len(rows) > 30
-    said = {(s, k): float(v) for s, k, v in rows}
+    said = {(s, k): float(v) for s, k, v, _ in rows}
     found = {(s, k): json.loads((ROOT/f'data/metrics/{s}.json').read_text())[k] for s, k in said}
     assert said == pytest.approx(found, rel=1e-4), 'render index: python docs/render.py index; python docs/readme.py'
+    seeds = json.loads((ROOT/'data/metrics/seeds.json').read_text())
+    over = {f'{s}.{k}': [float(x) for x in m.split(' ± ')] for s, k, _, m in rows if m.strip()}
+    assert len(over) > 30
+    for k, (mean, sd) in over.items(): assert (mean, sd) == pytest.approx((seeds[k], seeds[f'{k}_sd']), rel=.05), k
 
 @pytest.mark.parametrize('nb', NBS, ids=lambda p: p.stem)
 def test_notebook_is_small_and_whole(nb):
