@@ -49,10 +49,6 @@ def pytest_configure(config):
     stack.enter_context(warm_kernels())
     config.add_cleanup(stack.close)
 
-FIRST = ['test_pipeline', 'test_repo', 'test_params'] # The file of the smoke run, which takes longest, and those that a change breaks soonest
-
-def pytest_collection_modifyitems(items): items.sort(key=lambda i: FIRST.index(i.path.stem) if i.path.stem in FIRST else len(FIRST))
-
 @pytest.fixture(scope='session')
 def smoke(tmp_path_factory):
     "A tree in which the smoke profile has run, and its log."
