@@ -46,7 +46,7 @@ real: $(READY) ## Run on slides of one's own: profiles/real.yaml, or PROFILE=NAM
 
 test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to end
 	@echo "Repository, modules, the examples in the notebooks (nbdev-test), and the smoke profile end to end (dvc repro), in two processes"
-	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_pipeline.py tests/test_repo.py tests/test_params.py tests
+	@python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder tests/test_repo.py tests/test_params.py tests
 
 calibrate: $(READY) ## Fit the builtin readers anew to phantom slides of their own
 	python -c 'from pathgen.paint import ORGANS; from pathgen.phantom import paint_slides, slide_items; \

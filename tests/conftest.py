@@ -49,6 +49,13 @@ def pytest_configure(config):
     stack.enter_context(warm_kernels())
     config.add_cleanup(stack.close)
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "With several processes a file stays in one; what looks at the smoke run comes first, in one process, for it takes longest."
+    on_smoke = lambda item: 'smoke' in item.fixturenames
+    items.sort(key=on_smoke, reverse=True)
+    for item in items: item.add_marker(pytest.mark.xdist_group('smoke' if on_smoke(item) else item.path.stem))
+
 @pytest.fixture(scope='session')
 def smoke(tmp_path_factory):
     "A tree in which the smoke profile has run, and its log."
