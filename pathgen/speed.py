@@ -641,11 +641,10 @@ def time_whole(
     profile, # Params file of its run
 )->dict: # smoke_minutes, smoke_engine_minutes, again_seconds, startup_first, startup_slowest (of the others), startup_STAGE
     "A whole run from nothing, as `make repro` has it, and once more with nothing left to do."
-    from pathgen.chaos import finish, launch, run_calm
-    command = [*["pathgen","warm"]*sys.platform.startswith("linux"), "dvc", "repro"]
-    rows, log, tree = run_calm(Path(folder), profile, command), Path(folder)/"again.log", Path(folder)/"calm"
+    from pathgen.chaos import finish, launch, repro, run_calm
+    rows, log, tree = run_calm(Path(folder), profile, repro()), Path(folder)/"again.log", Path(folder)/"calm"
     begin = time.time()
-    finish(launch(tree, log, command), log)
+    finish(launch(tree, log, repro()), log)
     again, engine, startup = time.time()-begin, rows[rows.stage.isin(ENGINE)], start_and_run(tree/"data", tree).startup
     return dict(smoke_minutes=rows.end.max()/60, smoke_engine_minutes=(engine.end-engine.start).sum()/60, again_seconds=again,
                 startup_first=startup.iloc[0], startup_slowest=startup.iloc[1:].max()) | startup.add_prefix("startup_").to_dict()

@@ -278,6 +278,9 @@ def test_seeds_run_in_clones_that_keep_what_they_ran(tmp_path):
     r = shell(root, "seeds", "--of", "1")
     assert r.returncode==1 and "first in cut" in r.stderr
     (root/"data/big.txt").write_text("of any run")
-    do("dvc commit -q -f", *commit)
+    do("dvc commit -q -f")
+    r = shell(root, "seeds", "--of", "1")
+    assert r.returncode==1 and "lacks the changes of make.py: commit them first" in r.stderr, r.stderr
+    do(*commit)
     r = shell(root, "seeds", "--of", "1")
     assert r.returncode==1 and "dvc repro ended with" in r.stderr.splitlines()[-1] and "data/seeds/1.log" in r.stderr, r.stderr
