@@ -45,8 +45,8 @@ real: $(READY) ## Run on slides of one's own: profiles/real.yaml, or PROFILE=NAM
 	@$(if $(PROFILE),,mkdir -p data/runs && cp data/real/runs/34_real.ipynb data/runs/)
 
 test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to end
-	@echo "Repository, modules, the examples in the notebooks (nbdev-test), and the smoke profile end to end (dvc repro), in two processes"
-	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@echo "Repository, modules, and beside them the smoke profile end to end (dvc repro) and the examples in the notebooks (nbdev-test)"
+	@python -m pytest tests/test_repo.py tests/test_params.py tests
 
 calibrate: $(READY) ## Fit the builtin readers anew to phantom slides of their own
 	python -c 'from pathgen.paint import ORGANS; from pathgen.phantom import paint_slides, slide_items; \

@@ -1,5 +1,6 @@
 "Shared by all tests: the root of the repository, the real data beside it, copies of the tree to run things in."
-import contextlib, os, shutil, subprocess, sys
+import contextlib, os, shutil, signal, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
@@ -7,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent/'shared/data'
 sys.path.insert(0, str(ROOT))
-from pathgen.warm import NURSERY, warm_kernels
+from pathgen.warm import warm_kernels
 
 def tracked(root=ROOT):
     "Files of the working tree that git tracks or would track; everything but the products when there is no git."
@@ -42,24 +43,48 @@ def sh(*cmd, cwd, check=True, timeout=1200):
     if check and r.returncode: pytest.fail(f"{' '.join(map(str, cmd))} ended with {r.returncode}:\n{r.stdout[-6000:]}", pytrace=False)
     return r.stdout if check else r
 
-def pytest_configure(config):
-    "The kernels of all commands come from one nursery, where the machine can fork; processes of xdist share it."
-    if not sys.platform.startswith('linux') or NURSERY in os.environ: return
-    stack = contextlib.ExitStack()
-    stack.enter_context(warm_kernels())
-    config.add_cleanup(stack.close)
+BESIDE = ['smoke', 'examples'] # Fixtures of what runs beside the tests, one after the other; tests of the last one come last
 
-FIRST = ['test_pipeline', 'test_repo', 'test_params'] # The file of the smoke run, which takes longest, and those that a change breaks soonest
+def pytest_collection_modifyitems(items): items.sort(key=lambda i: max((1+BESIDE.index(f) for f in i.fixturenames if f in BESIDE), default=0))
 
-def pytest_collection_modifyitems(items): items.sort(key=lambda i: FIRST.index(i.path.stem) if i.path.stem in FIRST else len(FIRST))
+@pytest.fixture(scope='session', autouse=True)
+def warm():
+    "The kernels of all commands come from one nursery, where the machine can fork."
+    with warm_kernels() if sys.platform.startswith('linux') else contextlib.nullcontext(): yield
+
+def beside(cmd, cwd, log, living):
+    "Run a command with its output in a file, in a process group that `living` keeps; returns its status and what it said."
+    with open(log, 'wb') as f: p = subprocess.Popen(cmd, cwd=cwd, env=own(cwd), stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
+    living.append(p)
+    return p.wait(), log.read_text(errors='replace')
+
+@pytest.fixture(scope='session', autouse=True)
+def started(warm, request, tmp_path_factory):
+    "The smoke profile and the examples of the notebooks, running beside the tests from the first one on if a test looks at them."
+    folder, living, names = tmp_path_factory.mktemp('beside'), [], {f for i in request.session.items for f in i.fixturenames}
+    pool, told = ThreadPoolExecutor(1), SimpleNamespace(tree=folder/'tree')
+    if 'smoke' in names:
+        copy_tree(told.tree)
+        sh('pathgen', 'profile', 'smoke', cwd=told.tree)
+        told.smoke = pool.submit(beside, ['dvc', 'repro'], told.tree, folder/'smoke.log', living)
+    if 'examples' in names: told.examples = pool.submit(beside, ['nbdev-test', '--n-workers', '1', '--timing'], ROOT, folder/'examples.log', living)
+    yield told
+    pool.shutdown(wait=False, cancel_futures=True)
+    for p in living:
+        if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
 
 @pytest.fixture(scope='session')
-def smoke(tmp_path_factory):
+def smoke(started):
     "A tree in which the smoke profile has run, and its log."
-    tree = copy_tree(tmp_path_factory.mktemp('smoke')/'tree')
-    sh('pathgen', 'profile', 'smoke', cwd=tree)
-    log = sh('dvc', 'repro', cwd=tree, timeout=3600)
-    return SimpleNamespace(tree=tree, data=tree/'data', log=log)
+    ended, text = started.smoke.result(3600)
+    if ended: pytest.fail(f"dvc repro ended with {ended}:\n{text[-6000:]}", pytrace=False)
+    return SimpleNamespace(tree=started.tree, data=started.tree/'data', log=text)
+
+@pytest.fixture(scope='session')
+def examples(started):
+    "What `nbdev-test` says of the examples in the notebooks, and its status."
+    ended, text = started.examples.result(3600)
+    return SimpleNamespace(ended=ended, text=text)
 
 @pytest.fixture(scope='session')
 def real():
