@@ -210,8 +210,8 @@ def check_params(
         check_value(f"{file}: {stage}.{k}", v, declared[k])
         if k=="provider": check_provider(f"{file}: {stage}.provider", v)
     shared = {k for k in BASE if not (k=="data" and stage in OWN_ROOT)}
-    given = {**{k:v for k,v in base.items() if k in declared and k in shared}, **own}
-    for k in (k for k in declared if k not in given):
+    given = {**{k:v for k,v in base.items() if k in shared}, **own}
+    for k in (k for k in [*declared, "deidentified"] if k not in given):
         place, (default, says) = ("base", BASE[k]) if k in shared else (stage, declared[k])
         raise PathgenError(f"{file}: {place}.{k} is missing: {kind(default, says)} ({says}; "
                            f"such as {default!r})")
@@ -337,11 +337,11 @@ def check_all(
     root, # Root of the project
     file="params.yaml", # Where `params` comes from, for the message
 ):
-    "Refuse a params file with a wrong section, also where only a later stage would read it."
+    "Refuse a params file in which a section is wrong or lacks, also where only a later stage would read it."
     known = stages(root)
-    for s in (s for s in params if s!="base"):
-        if s not in known: raise _unknown(f"{file}: {s} is not a stage", s, known, "the stages are")
-        check_params(s, params, known[s], file)
+    for s in params:
+        if s not in {"base", *known}: raise _unknown(f"{file}: {s} is not a stage", s, known, "the stages are")
+    for s,nb in known.items(): check_params(s, params, nb, file)
 
 # %% ../nbs/90_cli.ipynb #148c1f17
 def began()->float: # Seconds since the epoch
@@ -361,7 +361,7 @@ def run_stage(
     nb, params = notebook(stage, root), read_params(file)
     values, data = check_params(stage, params, nb, file), data_dir(params, root)
     check_all(params, root, file)
-    kernel_env(root, params.get("base", {}).get("deidentified", False))
+    kernel_env(root, params["base"]["deidentified"])
     name = nb.name if nb.stem.partition("_")[2] == stage else f"{nb.stem}.{stage}.ipynb"
     with writing(data):
         (data/".locks").mkdir(parents=True, exist_ok=True)

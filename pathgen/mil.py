@@ -417,13 +417,14 @@ def set_bags(
 )->tuple: # rows with a good bag, with its path as `bag`; table of errors (item, error)
     "Find the bag of every labelled slide."
     folder = need(folder)
-    dims, errors = {}, {}
+    kinds, errors = {}, {}
     for k in df.slide_id:
-        try: dims[k] = read_good_bag(folder/f"{k}.h5").features.shape[1]
+        try: bag = read_good_bag(folder/f"{k}.h5")
         except PathgenError as e: errors[k] = one_line(e)
-    usual = pd.Series(dims, dtype=int).mode()
-    for k,d in dims.items():
-        if d != usual[0]: errors[k] = f"{folder/f'{k}.h5'} has features of {d} dimensions, most of the others {usual[0]}: embed all slides with one encoder"
+        else: kinds[k] = f"{bag.features.shape[1]} dimensions by the encoder {bag.attrs.get('encoder') or 'unknown'}"
+    usual = pd.Series(kinds, dtype=str).mode()
+    for k,kind in kinds.items():
+        if kind != usual[0]: errors[k] = f"{folder/f'{k}.h5'} has features of {kind}, most of the others {usual[0]}: embed all slides with one encoder"
     if len(errors) > max_failed*len(df):
         k,e = sorted(errors.items())[0]
         raise PathgenError(f"{len(errors)} of {len(df)} labelled slides have no good bag in {folder}, such as {k}: {e} (base.max_failed allows a share of {max_failed})")

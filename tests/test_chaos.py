@@ -28,6 +28,11 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tree):
     runs = pd.read_csv(tree/'data/metrics/chaos.csv')
     assert runs.kill.notna().sum()==m['kills'] and not (tree/'data/chaos').exists()
 
+def test_a_project_too_deep_for_sockets_is_refused(tmp_path):
+    tree = tmp_path/('deep'*(30 - len(str(tmp_path))//4))/'calm'
+    tree.mkdir(parents=True)
+    with pytest.raises(core.PathgenError, match='too long a path for the sockets of workers: move the project to one that is shorter by'): chaos.launch(tree, tmp_path/'log', ['true'])
+
 def start(tree, *cmd):
     "A command in a process group of its own that takes Ctrl-C, as in a terminal; a background job would ignore it."
     env = os.environ | {chaos.MARK: str(tree), 'PYTHONPATH': str(tree)}

@@ -8,7 +8,7 @@ from pathgen import cli, core
 from pathgen.core import PathgenError
 from pathgen.warm import NURSERY
 
-PARAMS = dict(base=dict(data="../data", seed=3), cut=dict(tile_px=16, mpp=None))
+PARAMS = dict(base=dict(data="../data", seed=3, deidentified=False), cut=dict(tile_px=16, mpp=None))
 
 def project(root, code, params=PARAMS, extra=""):
     "A project with one stage, `cut`."
@@ -117,6 +117,7 @@ def test_interruption_is_clean(tmp_path, sig, kernel):
     (dict(cut=dict(tile_px=16, mpp=[1])), "params.yaml: cut.mpp is [1], but takes a text, or null"),
     (dict(cut=dict(tile_px=16, mpp=None, seed=1)), "params.yaml: cut.seed is not a parameter of nbs/20_cut.ipynb"),
     (dict(base=dict(data="../data")), "params.yaml: base.seed is missing: a whole number"),
+    (dict(base=dict(data="../data", seed=0)), "params.yaml: base.deidentified is missing: true or false"),
     (dict(base=dict(data="../data", seed="x")), "params.yaml: base.seed is 'x', but takes a whole number, at least 0 (seed of the run"),
     (dict(base=dict(data="../data", seed=0, wrokers=1)), "params.yaml: base.wrokers is not a parameter: did you mean workers?"),
     (dict(base=dict(data="../data", seed=-1)), "params.yaml: base.seed is -1, but takes a whole number, at least 0"),
@@ -142,6 +143,9 @@ def test_a_wrong_value_of_a_later_stage_is_refused_before_any_work(tmp_path, mon
     (tmp_path/"nbs/30_glue.ipynb").write_bytes((tmp_path/"nbs/20_cut.ipynb").read_bytes())
     r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
     assert r.exit_code==1 and "params.yaml: glue.tile_px is 'much', but takes a whole number" in r.output and not (tmp_path/"ran").exists()
+    (tmp_path/"params.yaml").write_text(yaml.safe_dump(PARAMS))
+    r = invoke(tmp_path, "run", "cut", monkeypatch=monkeypatch)
+    assert r.exit_code==1 and "params.yaml has no section glue: add one with tile_px, mpp" in r.output and not (tmp_path/"ran").exists()
 
 def test_a_second_run_of_a_stage_refuses(tmp_path, monkeypatch):
     project(tmp_path, "Path('../ran').write_text('')")
@@ -178,7 +182,7 @@ def test_a_params_file_that_is_none_is_one_line(tmp_path, monkeypatch, data, say
     assert r.exit_code==1 and f"params.yaml {says}" in r.output and len(r.output.strip().splitlines())==1
 
 def test_shared_notebook_has_a_run_of_its_own(tmp_path):
-    project(tmp_path, "print(tile_px)", params=dict(base=PARAMS["base"], clip_init=dict(tile_px=5, mpp=None)))
+    project(tmp_path, "print(tile_px)", params=dict(base=PARAMS["base"]) | {s:dict(tile_px=5, mpp=None) for s,n in cli.SHARED.items() if n=="40_train_clip"})
     (tmp_path/"nbs"/"20_cut.ipynb").rename(tmp_path/"nbs"/"40_train_clip.ipynb")
     assert list(cli.stages(tmp_path))[0]=="clip_init"
     assert shell(tmp_path, "run", "clip_init").stdout=="clip_init: data/runs/40_train_clip.clip_init.ipynb\n"

@@ -303,10 +303,12 @@ def test_faults_are_one_line(data, tmp_path):
     write_bag(bags/"test_002.h5", [[0,0]], np.zeros((1,8)))
     (bags/"test_003.h5").write_bytes(b"no bag")
     (bags/"test_004.h5").unlink()
+    own = read_bag(bags/"test_005.h5")
+    write_bag(bags/"test_005.h5", own.coords, own.features, **own.attrs | dict(encoder="another"))
     r = stage(data, encoders=[f"spoilt={bags}"], heads=["abmil"], zero_shot=[], max_failed=.2)
-    for e,say in zip(r["errors"].error, ("holds no patch", "not finite", "8 dimensions, most of the others 16", "cannot be read as a bag", "is missing")): assert say in e and "\n" not in e
-    assert r["errors"].item.tolist() == [f"test_00{i}" for i in range(5)] and r["metrics"]["failed"] == 5
-    with pytest.raises(PathgenError, match="5 of 44 labelled slides have no good bag in .*test_000"): stage(data, encoders=[f"spoilt={bags}"], zero_shot=[])
+    for e,say in zip(r["errors"].error, ("holds no patch", "not finite", "8 dimensions by the encoder unknown, most of the others 16 dimensions", "cannot be read as a bag", "is missing", "16 dimensions by the encoder another, most")): assert say in e and "\n" not in e
+    assert r["errors"].item.tolist() == [f"test_00{i}" for i in range(6)] and r["metrics"]["failed"] == 6
+    with pytest.raises(PathgenError, match="6 of 44 labelled slides have no good bag in .*test_000"): stage(data, encoders=[f"spoilt={bags}"], zero_shot=[])
     split = pd.read_csv(data/"eval/mil/splits/camelyon16.csv")
     for k in split.slide_id[(split.split=="val") & (split.label=="tumor")]: (bags/f"{k}.h5").unlink()
     with pytest.raises(PathgenError, match="CAMELYON16, spoilt: no slide for validation is tumor"): stage(data, encoders=[f"spoilt={bags}"], zero_shot=[], max_failed=.9)
