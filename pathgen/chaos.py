@@ -10,7 +10,7 @@ __all__ = ['MARK', 'LONGEST', 'ask_git', 'clone', 'repro', 'launch', 'processes'
            'strike', 'run_storm', 'scratch', 'summary', 'run_chaos']
 
 # %% ../nbs/81_chaos.ipynb #ebc244cf
-import contextlib, os, re, shutil, signal, subprocess, sys, time
+import contextlib, os, re, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import (PathgenError, digest, file_digest, need, one_line, progress, rng,
@@ -56,8 +56,8 @@ def launch(
     "Start a run in a clone."
     env = {k:v for k,v in os.environ.items() if k not in ("PATHGEN_PROGRESS","IN_TEST",NURSERY)}
     tmp = Path(tree).parent/"tmp"
-    if len(os.fsencode(tmp)) > LONGEST: raise PathgenError(f"{tmp} is too long a path for the sockets of workers: move the project to one that is shorter by {len(os.fsencode(tmp)) - LONGEST} bytes")
     tmp.mkdir(exist_ok=True)
+    if len(os.fsencode(tmp)) > LONGEST: tmp = tempfile.gettempdir()
     path = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     env |= {MARK:str(tree), "PYTHONPATH":str(tree), "PATH":path, "TMPDIR":str(tmp)}
     with open(log, "wb") as f: return subprocess.Popen([*command], cwd=tree, env=env,
