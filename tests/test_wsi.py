@@ -230,6 +230,7 @@ def test_a_slide_that_may_not_be_read_is_named(svs, monkeypatch):
 def test_tile_beyond_the_file(tmp_path):
     p = write(tmp_path/"far.svs", painted(250)[:, :250], levels=(1,))
     put_tag(p, "TileOffsets", 10**9)
+    with tifffile.TiffFile(p) as t: assert wsi.tile_level(t.pages[0], p) is None, "the quick reader would ask for what is not there"
     fails(p)
 
 def test_bomb(tmp_path):
@@ -273,6 +274,12 @@ def test_other_tiles_are_left_to_openslide(tmp_path, channels, how):
     with open_slide(p) as s:
         assert s.reader=="openslide"
         np.testing.assert_array_equal(wsi.region(s, 0, 0, 0, *s.level_sizes[0]), want(p))
+
+def test_tiles_of_four_channels_are_left_to_openslide(tmp_path):
+    import imagecodecs
+    p, tile = tmp_path/"four.tif", imagecodecs.jpeg8_encode(painted(300)[:256,:256])
+    with tifffile.TiffWriter(p) as t: t.write(iter([tile]), shape=(256,256,4), dtype=np.uint8, tile=(256,256), compression="jpeg", photometric="rgb", extrasamples=["unassalpha"], metadata=None)
+    with tifffile.TiffFile(p) as t: assert wsi.tile_level(t.pages[0], p) is None and t.pages[0].samplesperpixel==4
 
 def test_other_pixels(tmp_path):
     "Grey, 16 bit, four channels: read as OpenSlide reads them, or one line."
