@@ -82,7 +82,7 @@ def test_odd_questions_stay_and_are_counted(tmp_path):
     assert len(df)==44 and df.id.is_unique and df.repeated.sum()==1 and df[df.path==""].id.tolist()==["PubMed-test-11", "PubMed-test-12"]
     assert df[df.right < 0].id.tolist()==["PubMed-test-10"] and (df.matched=="text").sum()==1
     c = census(df).set_index(["subset","part"]).loc[("PubMed","all")]
-    assert (c.questions, c.with_image, c.right_by_none, c.repeated)==(18, 16, 1, 1)
+    assert (c.questions, c.with_image, c.images_named, c.images, c.right_by_none, c.repeated)==(18, 16, 16, 15, 1, 1)
 
 def test_a_question_without_a_number_keeps_its_id(tmp_path):
     f = write_set(tmp_path/"s")
@@ -99,6 +99,12 @@ def test_a_question_without_a_number_keeps_its_id(tmp_path):
     ("Coagulative necrosis", 2, "option"), ("Necrosis", 0, "option"), ("Fat and smooth muscle", -1, "none"), ("", -1, "none"), ("H", -1, "none"), ("I cannot help with medical images.", -1, "none")])
 def test_answers_are_read_as_they_are_meant(said, k, way):
     assert read_answer(said, ["Necrosis", "Fat", "Coagulative necrosis", "Smooth muscle"])==(k, way)
+
+@pytest.mark.parametrize("said, k", [("There is no necrosis.", -1), ("Not fat", -1), ("A field without any smooth muscle", -1), ("Absence of necrosis is noted.", -1), ("No evidence of coagulative necrosis", -1),
+    ("Fat is not seen.", -1), ("The tissue lacks fat", -1), ("No doubt: fat", 1), ("Fat, without doubt", 1), ("There is no fat", 4)])
+def test_an_option_that_is_denied_is_not_picked(said, k):
+    options = ["Necrosis", "Fat", "Coagulative necrosis", "Smooth muscle"] + ["No fat"]*(k == 4)
+    assert by_option(said, options)==k
 
 def test_likelihoods_do_not_depend_on_the_batch(taught, room):
     rows = shifted(read_pathmmu(room)[:9])
@@ -126,6 +132,18 @@ def test_an_image_goes_through_the_tower_once(taught, room):
     likely(taught, shifted(df))
     hook.remove()
     assert sum(passes)==df.path.nunique() < len(df)*4
+
+@pytest.mark.parametrize("way, each", dict(letters=1, words=2, contrast=4).items())
+def test_a_batch_of_questions_takes_so_many_forward_passes(room, way, each):
+    tok = L.make_tokenizer([put_choice(QUESTION, [*COLOURS, "none of these"]), " A B C D"]*3)
+    m = L.build_lmm(build_clip(seed=2, device="cpu"), L.build_llm(tok, 1, hidden_size=64, intermediate_size=128, num_attention_heads=2), tok)
+    df, passes = read_pathmmu(room), []
+    rows = shifted(df, way == "letters")
+    m.model.model.language_model.register_forward_hook(lambda m, i, o: passes.append(len(o.last_hidden_state)))
+    likely(m, rows, way, typical=list(df.path[:4]))
+    batches = sum(-(-len(b)//m.batch) for b in L.by_image(rows.path, m.batch))
+    assert len(passes)==each*batches and batches <= len(rows)/m.batch+2
+    if way == "letters": assert sum(passes)==len(rows), "a question once, for all its options"
 
 def test_who_sees_is_right_and_who_does_not_guesses(taught, room):
     df = read_pathmmu(room)
@@ -174,6 +192,13 @@ def test_an_answer_outside_the_options_is_never_right(taught, tmp_path):
     j = judge(df, take_answers(taught, df, "words"))
     assert j[j.right < 0].hit.tolist()==[0] and j.hit.sum()==len(df)-1
 
+def test_what_is_unread_under_all_shifts_is_not_consistently_right(server, tmp_path):
+    df = read_pathmmu(write_set(tmp_path/"s", q0=dict(answer="E) yellow")))
+    df = df[df.id.isin(["PubMed-test-10","PubMed-test-11"])]
+    server.answer = lambda body: json.dumps(dict(answer="I cannot tell from this image."))
+    j = judge(df, take_answers(server.provider, df, "written", chat=dict(cache=str(tmp_path/"chat"), max_requests=99, retries=0)))
+    assert j.right.tolist()[0]==-1 and set(j["read"])=={"none"} and j.hit.tolist()==[0,0] and j.consistent.tolist()==[0,0]
+
 def test_the_frequent_choice_does_not_look_at_the_test(room):
     df = read_pathmmu(room)
     other = df.assign(right=df.right.where(df.split=="val", 3-df.right))
@@ -186,6 +211,7 @@ def test_an_endpoint_that_answers_prose_is_read_or_counted(server, room, tmp_pat
     chat = dict(cache=str(tmp_path/"chat"), max_requests=99, retries=1)
     took = take_answers(server.provider, df, "written", rotations=False, chat=chat)
     assert set(took.read)=={"option"} and judge(df, took).hit.tolist()==[1,0,0]
+    assert summary(judge(df, took), 0)[["unread","by_letter","by_option"]].values.tolist()==[[0,0,1]]*2
     sent = [body["messages"][0]["content"] for body,_ in server.asked]
     assert len(sent)==3 and all(s[0]["type"]=="image_url" for s in sent) and sum("A) red" in s[1]["text"] for s in sent)==1
     assert take_answers(server.provider, df, "written", rotations=False, chat=chat).equals(took) and len(server.asked)==3, "asked once"
@@ -236,6 +262,55 @@ def test_the_gap_is_told_for_the_same_way_on_both_sides(root):
     assert m["accuracy_words_blind"]==y.hit[on].mean() and "gap_contrast" not in m
     assert (g.low <= g.gap).all() and (g.gap <= g.high).all() and len(run_pathmmu(str(root), **RUN | dict(blind=[]))["gaps"])==0
 
+def test_the_gap_to_others_that_see_is_told_as_well(root, taught):
+    deaf = root/"models/other"
+    m = L.load_lmm(taught.name, "cpu")
+    with torch.no_grad(): m.model.model.multi_modal_projector.linear_2.weight.zero_()
+    L.save_lmm(m, deaf)
+    r = run_pathmmu(str(root), **RUN | dict(models=["llava","other"], blind=["llava","other"]))
+    g = r["gaps"].set_index(["way","label","blind"])
+    assert {(w, "other", False) for w in ("contrast","words","letters")} <= set(g.index) and ("words","llava",False) not in g.index
+    x, y = (r["judged"][k] for k in ("llava.words","other.words"))
+    on = x.asked & (x.split!="val")
+    assert r["metrics"]["gap_words_other"]==1-y.hit[on].mean() > .5 and g.loc[("words","other",False)].same_way
+    z = r["judged"]["other.words.blind"]
+    assert r["metrics"]["gap_words_other_blind"]==1-z.hit[on].mean() and "gap_contrast_other" in r["metrics"]
+    assert (g.low <= g.gap).all() and (g.gap <= g.high).all()
+
+def test_one_model_alone_may_be_asked_to_write(root):
+    r = run_pathmmu(str(root), **RUN | dict(models=["llava","no_instruct=llava"], ways=["words","llava=written"]))
+    assert set(r["took"])=={"llava.words","llava.written","llava.words.blind","llava.written.blind","no_instruct.words"}
+    m, z = r["metrics"], r["judged"]["llava.written"]
+    z = z[z.asked & z.split.isin(PARTS["all"])]
+    assert abs(m["unread_written"]+m["by_letter_written"]+m["by_option_written"]-1) < 1e-9 and m["by_option_written"]==(z["read"]=="option").mean()
+    assert m["unread"]==0 and "accuracy_written" in m and m["accuracy"]==1
+    with pytest.raises(PathgenError, match="pathmmu.ways has none for other"): run_pathmmu(str(root), **RUN | dict(models=["llava","other=llava"], ways=["llava=written"]))
+    with pytest.raises(PathgenError, match="names the model other, which is not asked: choose from llava"): run_pathmmu(str(root), **RUN | dict(ways=["words","other=written"]))
+
+def idefics(folder):
+    "A tiny model with random weights that sees and is no LLaVA."
+    from tokenizers import AddedToken
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor, Idefics3Processor
+    tok = L.make_tokenizer([put_choice(QUESTION, [*COLOURS, "none of these"])]*3)
+    tok.add_special_tokens(dict(additional_special_tokens=["<image>","<fake_token_around_image>","<global-img>","<end_of_utterance>"]))
+    look = Idefics3ImageProcessor(size=dict(longest_edge=28), max_image_size=dict(longest_edge=28), do_image_splitting=False)
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    text = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=len(tok), pad_token_id=tok.pad_token_id, bos_token_id=1, eos_token_id=2)
+    c = Idefics3Config(vision_config=vision, text_config=text | dict(model_type="llama"), image_token_id=tok.convert_tokens_to_ids("<image>"), scale_factor=1, pad_token_id=tok.pad_token_id)
+    torch.manual_seed(0)
+    Idefics3ForConditionalGeneration(c).save_pretrained(folder)
+    Idefics3Processor(look, tok, image_seq_len=4, chat_template=L.TEMPLATE).save_pretrained(folder)
+    return folder
+
+def test_a_model_that_is_no_llava_writes_beside_ours(root):
+    name = str(idefics(root/"models/idefics"))
+    r = run_pathmmu(str(root), **RUN | dict(models=["llava", f"other=hf:{name}"], blind=["llava","other"], ways=["words","letters"]))
+    assert {k for k in r["took"] if k.startswith("other")}=={"other.written","other.written.blind"} and r["metrics"]["accuracy"]==1
+    assert {"other (written)","other, blind (written)"} <= set(r["table"].who) and r["judged"]["other.written"].asked.sum()==43
+    r = run_pathmmu(str(root), **RUN | dict(models=["llava", f"other={name}"], blind=[], ways=["words"]))
+    assert {"llava","other (written)"} <= set(r["table"].who), "the way is named where it is not that of the run"
+    with pytest.raises(PathgenError, match="likelihoods are had from a LLaVA, not from idefics3: ask it the way written"): likely(L.load_lmm(name, "cpu"), shifted(r["df"][:1]))
+
 def test_a_clip_takes_the_nearest_option_of_any_order(root, tmp_path):
     clip = build_clip(seed=2, device="cpu")
     save_clip(clip, tmp_path/"models/clip", "random")
@@ -262,7 +337,7 @@ def test_a_model_may_be_asked_without_images_alone(root):
     assert "blind_words" in m and "words" not in m and "blind" not in m
 
 @pytest.mark.parametrize("change, says", [(dict(models=["gone"], blind=[]), "run `pathgen run gone` first"), (dict(ways=["loud"]), "pathmmu.ways names loud"), (dict(blind=["other"]), "run `pathgen run other` first"),
-    (dict(models=[]), "pathmmu.models or pathmmu.ways is empty"), (dict(folder="nowhere"), "nowhere is missing")])
+    (dict(models=["m=hf:/no/such"], blind=[]), "hf:/no/such is no model that can be asked: correct it in pathmmu.models"), (dict(models=[]), "pathmmu.models or pathmmu.ways is empty"), (dict(folder="nowhere"), "nowhere is missing")])
 def test_wrong_parameters_end_in_one_line(root, change, says):
     with pytest.raises(PathgenError, match=says) as e: run_pathmmu(str(root), **RUN | (dict(blind=[]) if change.get("models")==[] else {}) | change)
     assert "\n" not in str(e.value)
