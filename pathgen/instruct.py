@@ -410,6 +410,7 @@ def check_choice(
     if max(words)-min(words) > SPREAD: return "options of unlike length"
     if _core(answer) in _core(question): return "gives itself away"
     if _agrees(answer, said) is False: return "contradicts"
+    if _agrees(explanation, said) is False: return "explanation contradicts"
     true = lambda o: _agrees(o, said) and claims(o).keys() <= said.keys()
     return "two right options" if any(true(o) for o in options if o != answer) else ""
 
@@ -465,31 +466,31 @@ Choose the option that you think most likely. Answer as JSON: {{"letter": "A", "
 
 def guess_slide(
     item, # (slide_id, its questions)
-    path, # Table to write: hits of 4 rotations
+    path, # Table to write: hits of 4 rotations, and failed, those without a good answer
     provider:str, # Who guesses
     chat:dict={}, # cache and max_requests of an endpoint
 ):
     "Have a language model guess the questions of a slide, in every rotation."
     turns = [(r, k, [*r.options[k:], *r.options[:k]]) for r in item[1].itertuples() for k in range(4)]
     said = ask_many(GUESS, provider, [dict(question=r.question, options=lettered(os)) for r,_,os in turns], **chat)
-    right = lambda r, os, a: not isinstance(a, PathgenError) and os["ABCD".index(a.value.letter)] == r.answer
-    hit = [right(r, os, a) for (r,_,os),a in zip(turns, said)]
-    write_table(pd.DataFrame(dict(hits=np.reshape(hit, (-1,4)).sum(1))), path)
+    failed = [isinstance(a, PathgenError) for a in said]
+    hit = [not f and os["ABCD".index(a.value.letter)] == r.answer for (r,_,os),a,f in zip(turns, said, failed)]
+    write_table(pd.DataFrame({k:np.reshape(v, (-1,4)).sum(1) for k,v in dict(hits=hit, failed=failed).items()}), path)
 
 def guess_by_model(
     df, # Questions: slide_id, question, options, answer
     provider:str, # Who guesses
     out, # Folder of the tables
     **chat, # cache and max_requests of an endpoint
-)->tuple: # As `guess_by_words`
+)->tuple: # As `guess_by_words`, and (N,) number of tries without a good answer
     "What a language model can answer without the image."
     items = [(s, d) for s,d in df.groupby("slide_id", sort=False)]
     each(functools.partial(guess_slide, provider=provider, chat=chat), items, out, lambda i: i[0],
          params=provenance(GUESS, provider, **chat), inputs=lambda i: i[1][["question","options","answer"]].to_json(),
          max_failed=0, desc="blind")
-    of = lambda s, d: pd.Series(read_table(Path(out)/f"{s}.parquet").hits.to_numpy(), d.index)
-    hits = pd.concat([of(s, d) for s,d in items]).loc[df.index].to_numpy()
-    return hits/4, hits == 4
+    t = pd.concat([read_table(Path(out)/f"{s}.parquet").set_index(d.index) for s,d in items]).loc[df.index]
+    hits = t.hits.to_numpy()
+    return hits/4, hits == 4, t.failed.to_numpy()
 
 # %% ../nbs/41_instruct.ipynb #44757819
 def lay_out(
@@ -748,7 +749,9 @@ def checked(
         return check_choice(r.question, list(r.options), r.answer, r.explanation, claims(r.text))
     core = lambda r: (r.patch_id, _core(r.question), *sorted(map(_core, r.options)))
     reason, said = (pd.Series([f(r) for r in df.itertuples()], df.index, dtype=object) for f in (one, core))
-    return reason.mask((reason == "") & said.duplicated(), "asked before")
+    reason = reason.mask((reason == "") & said.duplicated(), "asked before")
+    left = (reason == "").groupby([df.patch_id, df.kind]).transform("sum")
+    return reason.mask((reason == "") & (left < 2) & (df.kind == "dialogue"), "too few left")
 
 def first_images(
     df, # Rounds in the order of the draw
@@ -812,14 +815,18 @@ def drop_guessed(
     most:int, # Questions kept, at most
     blind, # Provider, or None for the reader trained on the spot
     out, # Folder of the tables of a provider
+    max_failed:float=1, # Share of its tries that may fail
     **chat, # cache and max_requests of an endpoint
-)->tuple: # those kept; those dropped; blind_before and blind_after
+)->tuple: # those kept; those dropped; blind_before and blind_after, and blind_failed of a provider
     "Leave out what a blind reader can answer."
-    hit, gone = guess_by_model(df, blind, out, **chat) if blind else guess_by_words(df)
+    hit, gone, *failed = guess_by_model(df, blind, out, **chat) if blind else guess_by_words(df)
+    failed = {"blind_failed":int(f.sum()) for f in failed}
+    if any(n > max_failed*4*len(df) for n in failed.values()):
+        raise PathgenError(f"instruct.blind {blind}: {failed['blind_failed']} of {4*len(df)} tries gave no good answer, where base.max_failed allows a share of {max_failed}: take another model")
     kept = first_images(df[~gone], most)
     again = not blind and kept.patient_id.nunique() > 1
     after = guess_by_words(kept)[0] if again else hit[~gone] if blind else [np.nan]
-    return kept, df[gone], dict(blind_before=float(np.mean(hit)), blind_after=float(np.mean(after)))
+    return kept, df[gone], dict(blind_before=float(np.mean(hit)), blind_after=float(np.mean(after))) | failed
 
 def _enough(good, failed, max_failed): # End the stage when too many images have no answer
     n = good.patch_id.nunique() + len(failed)
@@ -867,7 +874,7 @@ def run_instruct(data, seed, workers, max_failed, max_requests, provider, retrie
         reason = checked(made)
         rounds[kind] = made[reason == ""]
         left_out += [failed.assign(reason="no good answer"), made.assign(reason=reason)[reason != ""]]
-    choice, guessed, seen = drop_guessed(rounds["choice"], choice_rounds, blind, data/"instruct/blind", **chat)
+    choice, guessed, seen = drop_guessed(rounds["choice"], choice_rounds, blind, data/"instruct/blind", max_failed, **chat)
     df = pd.concat([lay_out(choice, seed), first_images(rounds["dialogue"], dialogue_rounds)], ignore_index=True)
     df, left_out = df.drop(columns="text"), [patches[patches.reason != ""], *left_out, guessed.assign(reason="answered blind")]
     left_out = pd.concat(left_out, ignore_index=True)

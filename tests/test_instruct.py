@@ -204,7 +204,8 @@ def test_too_much_prose_ends_the_stage(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("reason,change", {"names_its_source":dict(explanation="As described, there are glands."), "gives_itself_away":dict(question="Are glands glands?"),
     "options_alike":dict(options=["glands","fat","the fat","nerves"]), "two_right_options":dict(options=["glands","uniform nuclei","bone","nerves"]),
-    "contradicts":dict(answer="nuclear pleomorphism", options=["nuclear pleomorphism","fat","bone","nerves"])}.items())
+    "contradicts":dict(answer="nuclear pleomorphism", options=["nuclear pleomorphism","fat","bone","nerves"]),
+    "explanation_contradicts":dict(explanation="Glands with nuclear pleomorphism are seen.")}.items())
 def test_a_bad_question_goes_by_itself(tmp_path, monkeypatch, reason, change):
     root = plain(make(tmp_path))
     names = iter(range(10**6))
@@ -219,6 +220,16 @@ def test_the_same_question_twice(tmp_path, monkeypatch):
     monkeypatch.setitem(chat.RULES, "choice", lambda **kw: dict(questions=[GOOD, GOOD | dict(options=["nerves","glands","fat","bone"], question=GOOD["question"].upper())]))
     monkeypatch.setattr("pathgen.instruct.guess_by_words", lambda df: (np.zeros(len(df)), np.zeros(len(df), bool)))
     assert run(root)["metrics"]["rejected_asked_before"] == 28
+
+def test_a_dialogue_needs_two_questions(tmp_path, monkeypatch):
+    root, count = plain(make(tmp_path)), iter(range(10**6))
+    good = [dict(question="Which pattern is seen at low power?", answer="Solid sheets of cells are seen in the field."), dict(question="How do the nuclei look?", answer="The cells of this field have uniform nuclei.")]
+    bad = dict(question="What else is seen in the nuclei?", answer="There is nuclear pleomorphism in the cells.")
+    monkeypatch.setitem(chat.RULES, "dialogue", lambda **kw: dict(questions=[*good[:1+next(count)%2], bad]))
+    monkeypatch.setitem(chat.RULES, "choice", lambda **kw: dict(questions=[GOOD]))
+    monkeypatch.setattr("pathgen.instruct.guess_by_words", lambda df: (np.zeros(len(df)), np.zeros(len(df), bool)))
+    m = run(root)["metrics"]
+    assert (m["rejected_contradicts"], m["rejected_too_few_left"], m["dialogue_rounds"], m["dialogue_images"])==(28, 14, 28, 14)
 
 # The blind reader
 
@@ -247,8 +258,19 @@ def test_it_judges_patients_it_has_not_seen():
 def test_a_model_guesses_in_every_rotation(tmp_path, monkeypatch, rule, right, gone):
     monkeypatch.setitem(chat.RULES, "guess", lambda **kw: dict(letter=rule(**kw)))
     df = pd.DataFrame([dict(slide_id=f"s{i%2}", question=f"Which? {i}", options=["fat","bone","necrosis","nerves"], answer="necrosis") for i in range(6)])
-    hit, drop = guess_by_model(df, "builtin", tmp_path)
-    assert list(hit) == [right]*6 and list(drop) == [bool(gone)]*6
+    hit, drop, failed = guess_by_model(df, "builtin", tmp_path)
+    assert list(hit) == [right]*6 and list(drop) == [bool(gone)]*6 and list(failed) == [0]*6
+
+def test_tries_that_fail_are_counted(tmp_path, monkeypatch):
+    root, unanswered = make(tmp_path), set()
+    def guess(question, options, **kw):
+        if len(options)%2: return dict(letter="A")
+        unanswered.add((question, options))
+        return "I cannot see the image."
+    monkeypatch.setitem(chat.RULES, "guess", guess)
+    r = run(root, blind="builtin", max_failed=1)
+    assert r["metrics"]["blind_failed"] == len(unanswered) > 0
+    with pytest.raises(PathgenError, match="instruct.blind builtin: .* tries gave no good answer, where base.max_failed allows a share of 0.1"): run(root, blind="builtin")
 
 def test_unknown_providers_are_named(root):
     with pytest.raises(PathgenError, match="unknown provider 'gpt'"): run(root, provider="gpt")
