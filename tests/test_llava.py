@@ -9,7 +9,7 @@ from test_endpoint import wait_until_served
 from pathgen.chat import data_url, put_choice
 from pathgen.clip import build_clip, save_clip
 from pathgen.core import PathgenError, read_json, write_table
-from pathgen.llava import evidence, letters_right, read_conversations, run_llava, train_llava
+from pathgen.llava import card_text, evidence, letters_right, read_conversations, run_llava, train_llava
 from pathgen.lmm import llm_of, load_lmm
 
 KINDS = {"Mature adipocytes.":(240,230,240), "Fused glands.":(150,60,150)}
@@ -51,6 +51,21 @@ def test_nothing_is_trained_twice_and_the_state_between_the_stages_is_kept(root,
     assert len(before) == 2 and run(root)["model"].hash == ran["model"].hash
     assert {p:p.stat().st_mtime_ns for p in before} == before
     assert load_lmm(root/"models/llava/aligned", "cpu").hash != ran["model"].hash
+
+def test_the_card_tells_what_the_run_knows(root, ran):
+    card = (root/"models/llava/README.md").read_text()
+    assert card.startswith("---\n") and card.count("# llava\n")==1 and card.count("Load it:")==1 and 'load_lmm("llava")' in card
+    for fact in ("tower of the CLIP `clip`", "started from random weights", "8 captions of PathGen_init", "48 conversations of 96 turns of `instruct/llava-train.json`",
+                 f"| `val_loss` | {ran['metrics']['val_loss']:.3g}", "| `words_right` | 1 |", "| `questions` | 2 |"): assert fact in card, fact
+    assert not re.search("synthetic|painted by", card, re.I), "these squares are no phantom"
+    run(root)
+    assert (root/"models/llava/README.md").read_text()==card, "once, however often it runs"
+
+@pytest.mark.parametrize("files, says", [(["patches/PHTM-BR-0002/a.jpg","phantom/init/b.jpg"], r"\*\*Synthetic\*\*: every"), (["patches/TCGA-1/a.jpg","patches/PHTM-1/b.jpg"], "Partly synthetic.*50%"),
+    (["patches/TCGA-1/a.jpg"], "not from the phantom")])
+def test_the_card_says_whose_tissue_it_was(files, says):
+    text = card_text(None, "llava-hf/llava-1.5-13b-hf", [], {"x.json":[dict(prompt="Q", answer="A", image=f) for f in files]}, dict(val_loss=1.))
+    assert re.search(says, text) and "has no tower" in text and "`llava-hf/llava-1.5-13b-hf`, whose licence applies" in text and "stage one" not in text
 
 def test_a_blind_one_reads_the_same_questions(root):
     r = run(root, name="llava_blind", clip=None)
