@@ -179,25 +179,25 @@ def _lc25000(part):
         if table.is_file():
             df = _sheet(table, ["class","file","cluster"], dtype=str)
             groups = {(c,f):f"{c}/{g}" for c,f,g in zip(df["class"], df["file"], df["cluster"])}
-        return _in_folders(folder/part, labels, group=lambda p: groups.get((p.parent.name, p.name), ""))
+        return dict(all=folder/part), _in_folders(folder/part, labels, group=lambda p: groups.get((p.parent.name, p.name), ""))
     return load
 
 # %% ../nbs/08_sets.ipynb #2a6a2053
 def _crc100k(folder, labels):
     parts = {s:folder/n for s,n in dict(train="NCT-CRC-HE-100K", test="CRC-VAL-HE-7K").items() if (folder/n).is_dir()}
-    if len(parts) < 2: return _in_folders(next(iter(parts.values()), folder), labels)
-    return [r for s,p in parts.items() for r in _in_folders(p, labels, s)]
+    if len(parts) < 2: parts = dict(all=next(iter(parts.values()), folder))
+    return parts, [r for s,p in parts.items() for r in _in_folders(p, labels, s)]
 
 # %% ../nbs/08_sets.ipynb #25ec01c9
 def _skincancer(folder, labels):
     sheet = next((p for p in (folder/"tiles-v2.csv", folder/"data/tiles-v2.csv") if p.is_file()), folder/"tiles-v2.csv")
     df = _sheet(sheet, ["file","class","set"], dtype=str)
-    df = df[df["class"].isin(labels)]
     split = df.set.str.lower().map(dict(train="train", validation="val", test="test"))
     if split.isna().any(): raise PathgenError(f"{sheet}: the set {df.set[split.isna()].iloc[0]!r} is none of Train, Validation, Test: fetch it again")
+    parts, df = dict.fromkeys(split, sheet), df[df["class"].isin(labels)]
     root = next((r for r in (folder, folder.parent, sheet.parent) if len(df) and (r/df.file.iloc[0]).is_file()), folder)
     group = df["case"] if "case" in df else df.file.str.extract(r"_ws_(\d+)_", expand=False)
-    return list(zip(_all_there([root/f for f in df.file], sheet), [-1]*len(df), df["class"], split, group.fillna("")))
+    return parts, list(zip(_all_there([root/f for f in df.file], sheet), [-1]*len(df), df["class"], split[df.index], group.fillna("")))
 
 # %% ../nbs/08_sets.ipynb #d80b2c11
 def _array(path, key): # Array of an h5 as NumPy, or only its length for the images
@@ -209,7 +209,7 @@ def _array(path, key): # Array of an h5 as NumPy, or only its length for the ima
     raise PathgenError(f"{path} holds no array {key}: fetch the published file again")
 
 def _pcam(folder, labels):
-    rows, stem = [], str(folder/"camelyonpatch_level_2_split_{}_{}")
+    parts, rows, stem = {}, [], str(folder/"camelyonpatch_level_2_split_{}_{}")
     for part,split in dict(train="train", valid="val", test="test").items():
         x, y, meta = (Path(stem.format(part, k)) for k in ("x.h5","y.h5","meta.csv"))
         if not (x.exists() or y.exists()): continue
@@ -217,8 +217,9 @@ def _pcam(folder, labels):
         if n!=len(label): raise PathgenError(f"{x} holds {n} images and {y.name} {len(label)} labels: fetch both again")
         group = _sheet(meta, ["wsi"], dtype=str).wsi.fillna("") if meta.is_file() else [""]*n
         if len(group)!=n: raise PathgenError(f"{meta} has {len(group)} rows for {n} images: fetch it again")
+        parts[split] = y
         rows += zip([str(x)]*n, range(n), map(str, label.astype(int)), [split]*n, group)
-    return rows
+    return parts, rows
 
 # %% ../nbs/08_sets.ipynb #0fabc16d
 def _bach(folder, labels):
@@ -226,7 +227,7 @@ def _bach(folder, labels):
     sheet = next((p for p in (photos, folder) if (p/"microscopy_ground_truth.csv").is_file()), photos)/"microscopy_ground_truth.csv"
     df = _sheet(sheet, [0,1], header=None, dtype=str).apply(lambda c: c.str.strip())
     df = df[df[1].isin(labels)]
-    return [(p, -1, l, "all", "") for p,l in zip(_all_there([photos/l/f for f,l in zip(df[0], df[1])], sheet), df[1])]
+    return dict(all=sheet), [(p, -1, l, "all", "") for p,l in zip(_all_there([photos/l/f for f,l in zip(df[0], df[1])], sheet), df[1])]
 
 # %% ../nbs/08_sets.ipynb #93e17552
 def _case(path): # Patient of an osteosarcoma image
@@ -235,13 +236,13 @@ def _case(path): # Patient of an osteosarcoma image
 
 def _osteo(folder, labels):
     sheet = folder/"ML_Features_1144.csv"
-    if not sheet.is_file(): return _in_folders(folder, labels, group=_case)
+    if not sheet.is_file(): return dict(all=folder), _in_folders(folder, labels, group=_case)
     df = _sheet(sheet, ["image.name","classification"], dtype=str)
     df = df[df.classification.isin(labels)]
     found = {p.name:p for p in sorted(folder.rglob("*.jpg"))}
     names = df["image.name"].str.strip().str.replace(r"\s*-\s*|\s+", "-", regex=True)+".jpg"
     paths = [found.get(n, folder/n) for n in names]
-    return [(s, -1, l, "all", _case(p)) for s,p,l in zip(_all_there(paths, sheet), paths, df.classification)]
+    return dict(all=sheet), [(s, -1, l, "all", _case(p)) for s,p,l in zip(_all_there(paths, sheet), paths, df.classification)]
 
 # %% ../nbs/08_sets.ipynb #0e83d541
 _flags = re.compile(r"^(.*?)(?:[-_]\d+[-_]\d+)?[-_]*\[(\d)[,_ ]+(\d)[,_ ]+(\d)\]$")
@@ -252,20 +253,20 @@ def _wsss4luad(folder, labels):
         if not (m := _flags.match(p.stem)): raise PathgenError(f"{p}: the name does not end in flags such as [1, 0, 0]: take the file out or fetch it again")
         label = {"10":"tumor", "01":"normal"}.get(m[2]+m[4]) if m[2]=="1" or m[3]=="0" else None
         if label in labels: rows.append((str(p), -1, label, "all", m[1]))
-    return rows
+    return dict(all=root), rows
 
 # %% ../nbs/08_sets.ipynb #ac583de5
 def _sicapv2(folder, labels):
-    rows, grades = [], ["NC","G3","G4","G5"]
+    parts, rows, grades = {}, [], ["NC","G3","G4","G5"]
     for part in ("Train","Test"):
-        sheet = folder/f"partition/Test/{part}.xlsx"
+        parts[part.lower()] = sheet = folder/f"partition/Test/{part}.xlsx"
         df = _sheet(sheet, ["image_name",*grades])
         df = df[df[grades].sum(axis=1)==1]
         df = df.assign(label=df[grades].idxmax(axis=1))
         df = df[df.label.isin(labels)]
         slide = df.image_name.str.extract(r"^(.+)_Block_Region", expand=False).fillna("")
         rows += zip(_all_there([folder/"images"/n for n in df.image_name], sheet), [-1]*len(df), df.label, [part.lower()]*len(df), slide)
-    return rows
+    return parts, rows
 
 # %% ../nbs/08_sets.ipynb #b172c830
 _LOADERS = dict(lc_lung=("LC-Lung", _lc25000("lung_image_sets")), lc_colon=("LC-Colon", _lc25000("colon_image_sets")), crc100k=("CRC-100K", _crc100k),
@@ -283,10 +284,12 @@ def read_set(
     stand = folder/"standin.json"
     made = read_json(stand).get("labels", []) if stand.is_file() else spec["classes"]
     classes = {l:w for l,w in spec["classes"].items() if l in made}
-    df = pd.DataFrame(spec["loader"](folder, list(classes)), columns=["path","item","label","split","group"])
-    lacks = [l for l in classes if not (df.label==l).any()]
-    if lacks or not classes:
-        raise PathgenError(f"{folder}: no image of {spec['title']} is labelled {', '.join(lacks) or 'with a class of it'}: fetch the set again, or name its folder in zeroshot.sets")
+    parts, rows = spec["loader"](folder, list(classes))
+    df = pd.DataFrame(rows, columns=["path","item","label","split","group"])
+    for part,where in parts.items() or [("all", folder)]:
+        lacks = [l for l in classes if not (df.label[df.split==part]==l).any()]
+        if not lacks and classes: continue
+        raise PathgenError(f"{where}: no {'' if part=='all' else part + ' '}image of {spec['title']} is labelled {', '.join(lacks) or 'with a class of it'}: fetch the set again, or name its folder in zeroshot.sets")
     title = spec["title"] + " (stand-in)"*stand.is_file()
     df.attrs = dict(name=name, title=title, standin=stand.is_file(), classes=classes)
     return df

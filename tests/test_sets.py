@@ -58,7 +58,36 @@ def test_a_stand_in_has_the_classes_that_it_names(made, one):
     df = S.read_set('crc100k', d)
     assert df.attrs['title']=='CRC-100K (stand-in)' and list(df.attrs['classes'])==['ADI','TUM']==sorted(set(df.label))
     (d/'standin.json').write_text(json.dumps(dict(set='crc100k', labels=['x'])))
-    assert 'no image' in line('crc100k', d)
+    assert 'labelled with a class of it' in line('crc100k', d)
+
+SHEETS = dict(skincancer='data/tiles-v2.csv', pcam='camelyonpatch_level_2_split_{}_y.h5', sicapv2='partition/Test/{}.xlsx')
+
+def lose(root, name, part, label):
+    "Take the images of a class out of one part; returns where the part is listed."
+    sheet = root/SHEETS[name].format({'val':'valid'}.get(part, part) if name=='pcam' else part.title())
+    if name=='pcam':
+        with h5py.File(sheet) as f: y = f['y'][()]
+        _h5(sheet, y=np.full_like(y, 1-int(label)))
+    elif name=='sicapv2':
+        df = pd.read_excel(sheet); df[df[label]==0].to_excel(sheet, index=False)
+    else:
+        df = pd.read_csv(sheet); df[(df['class']!=label) | ~df.set.str.lower().str.startswith(part)].to_csv(sheet, index=False)
+    return sheet
+
+@pytest.mark.parametrize('name, part, label', [(n, p, l) for n,ps in SPLITS.items() if n in SHEETS for p in sorted(ps) for l in list(S.CLASSES[n])[-1:]])
+def test_a_class_that_one_part_lacks_is_named_with_the_part(name, part, label, one):
+    d = one(name); sheet = lose(d, name, part, label)
+    assert line(name, d).startswith(f"{sheet}: no {part} image of {S.SETS[name]['title']} is labelled {label}: ")
+
+@pytest.mark.parametrize('part, folder', [('train','NCT-CRC-HE-100K'), ('test','CRC-VAL-HE-7K')])
+def test_a_class_folder_that_is_missing_or_empty_in_one_part(part, folder, one):
+    d = one('crc100k'); says = f'{d/folder}: no {part} image of CRC-100K is labelled '
+    shutil.rmtree(d/folder/'MUS')
+    assert line('crc100k', d).startswith(says+'MUS: ')
+    (d/folder/'MUS').mkdir(); (d/folder/'MUS/notes.txt').write_text('no image')
+    assert line('crc100k', d).startswith(says+'MUS: ')
+    shutil.rmtree(d/folder); (d/folder).mkdir()
+    assert line('crc100k', d).startswith(says+'ADI, DEB, '), 'a part without one image is no set in one part'
 
 def test_crc_alone_is_one_part(made):
     for f in (made/'crc100k/CRC-VAL-HE-7K', ):
