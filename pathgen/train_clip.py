@@ -6,11 +6,11 @@ Docs: https://pathgen.github.io/pathgen/train_clip.html.md"""
 
 # %% auto #0
 __all__ = ['MEMORY', 'PROMPTS', 'read_index', 'Shards', 'asserted', 'train', 'crew_member', 'recall', 'zeroshot', 'precision_at',
-           'truth_tiles', 'read_tiles', 'look', 'shards_of', 'run_train_clip']
+           'truth_tiles', 'read_tiles', 'look', 'painted', 'shards_of', 'run_train_clip']
 
 # %% ../nbs/40_train_clip.ipynb #2d6bc2a6
 from pathlib import Path
-import io, os, re, tarfile
+import io, json, os, re, tarfile
 import numpy as np, pandas as pd
 from .core import (PathgenError, digest, file_digest, need, one_line, read_json, rng, write_json,
     write_metrics)
@@ -231,11 +231,29 @@ def look(
     return out | dict(zeroshot=z["accuracy"], zeroshot_balanced=z["balanced"],
         p10=float(precision_at(clip, e, list(tiles.region_class)).mean()))
 
-def _card(m, pairs, start, arch):
+def painted(
+    shards, # Paths of tar files
+)->float: # 0 to 1
+    "The share of pairs that the phantom painted, by the facts beside them."
+    by_phantom = lambda f: str(f.get("slide_id", "")).startswith("PHTM-") or str(f.get("image", "")).startswith("phantom/")
+    made = []
+    for p in dict.fromkeys(shards):
+        with tarfile.open(p) as tar: made += [by_phantom(json.load(tar.extractfile(m))) for m in tar if m.name.endswith(".json")]
+    return float(np.mean(made)) if made else 0.
+
+def _licence(share, start): # Free where all of it was made here; else pairs and first weights have their own
+    card = Path(start or "")/"README.md"
+    ours = not start or card.is_file() and "license: apache-2.0" in card.read_text()
+    return "apache-2.0" if ours and share == 1 else "other"
+
+def _card(m, pairs, start, arch, share, licence):
+    shown = [f"{n} ({pairs.count(n)*m['epochs']} times)" for n in dict.fromkeys(pairs)]
+    made = {0:"None of them is known to be synthetic.", 1:"All of them are synthetic, painted by pathgen's phantom: the weights know nothing about real tissue."}
     lines = [f"- {k}: {v:.3f}" for k,v in sorted(m.items()) if isinstance(v, float)]
-    return "\n".join([f"Trained by pathgen with open_clip on the image-text pairs of {' and '.join(dict.fromkeys(pairs))}, {m['pairs_seen']} shown in all, "
-        f"starting from {start or f'random weights of {arch}'}. Weights trained on synthetic tissue know nothing about real tissue.", "",
-        "Licence of the weights: Apache-2.0, unless the pairs or the weights it started from say otherwise (PathGen-1.6M: CC BY 4.0, for research).", "", "Measured:", "", *lines])
+    return "\n".join([f"Trained by pathgen with open_clip, starting from {start or f'random weights of {arch}'}. For research, never for diagnosis.", "",
+        f"Data: image-text pairs of {' and '.join(shown)}, {m['pairs_seen']} shown in all. {made.get(share, f'{share:.0%} of them are synthetic.')}", "",
+        "Licence: " + ("Apache-2.0." if licence == "apache-2.0" else "that of the pairs and of the weights it started from (PathGen-1.6M: CC BY 4.0, for research)."), "",
+        "Measured on validation pairs, and on patches of known class where there are any; `untrained_` is the model it started from:", "", *lines])
 
 # %% ../nbs/40_train_clip.ipynb #472577ee
 def shards_of(
@@ -266,7 +284,10 @@ def run_train_clip(data, seed, device, workers, processes, name, pairs, denied, 
     m = dict(pairs=done["shown"]//epochs, pairs_seen=done["shown"], pairs_seen_in_all=done["seen"], loss=losses[-max(1, len(losses)//epochs):].mean(), chance_r1=1/len(val), chance_r10=min(1, 10/len(val)),
         **m, **{f"untrained_{k}":v for k,v in base.items()})
     if there: m["chance_zeroshot"] = 1/ts.region_class.nunique()
-    save_clip(clip, out, _card(m, pairs, start and Path(start).name, arch))
-    if has_hf(clip): save_hf(clip, out/"hf")
+    share = painted(found["train"])
+    licence = _licence(share, start)
+    card = _card(m | dict(epochs=epochs), pairs, start and Path(start).name, arch, share, licence)
+    save_clip(clip, out, card, licence)
+    if has_hf(clip): save_hf(clip, out/"hf", card, licence)
     write_metrics(name, m, data)
     return dict(clip=clip, losses=losses, metrics=m, tiles=ts, patches=ps)

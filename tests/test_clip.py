@@ -5,6 +5,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from pathgen import clip as C
 from pathgen.core import PathgenError
+from pathgen.zeroshot import load_models
 
 SAY = ["large pale vacuoles", "small dark nuclei"]
 
@@ -130,6 +131,25 @@ def test_a_loss_that_is_no_number_ends_the_training():
     with pytest.raises(PathgenError, match="learning rate"): C.fit(clip, ims, texts, epochs=1, batch=8)
     with pytest.raises(PathgenError, match="damaged"): clip.encode_images(ims[:2])
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_last_step_that_goes_wrong_leaves_no_checkpoint(tmp_path, monkeypatch, epochs):
+    from open_clip import ClipLoss
+    n, whole, keep = [], ClipLoss.forward, tmp_path/"c.pt"
+    def spoilt(self, *args, **kw):
+        n.append(0); out = whole(self, *args, **kw)
+        return {k:v*float("nan") for k,v in out.items()} if len(n) == 3*epochs else out
+    monkeypatch.setattr(ClipLoss, "forward", spoilt)
+    with pytest.raises(PathgenError, match="end of an epoch: lower the learning rate") as e: C.fit(C.build_clip(seed=0, device="cpu"), *patches(24), epochs=epochs, batch=8, checkpoint=keep)
+    assert len(n) == 3*epochs and "\n" not in str(e.value)
+    assert keep.exists() == (epochs > 1)
+    if epochs > 1: assert all(v.isfinite().all() for k,v in torch.load(keep, weights_only=True)["model"].items() if k != "attn_mask")
+
+def test_weights_that_are_no_numbers_are_found_though_the_loss_is_one():
+    clip = C.build_clip(seed=0, device="cpu")
+    C.stay_finite("m", clip.model, [torch.tensor(1.)], "rest")
+    with torch.no_grad(): clip.model.text_projection[0,0] = float("inf")
+    with pytest.raises(PathgenError, match="^m: the loss or the weights .*: rest$"): C.stay_finite("m", clip.model, [torch.tensor(1.)], "rest")
+
 def test_images_read_on_demand_train_as_images_in_memory(tmp_path):
     ims,texts = patches(16)
     for i,o in enumerate(ims): Image.fromarray(o).save(tmp_path/f"{i}.png")
@@ -175,6 +195,63 @@ def test_a_clipmodel_that_lacks_weights_is_refused(tmp_path):
     file = tmp_path/"hf/model.safetensors"
     save_file({k:v for k,v in load_file(file).items() if k!="visual_projection.weight"}, file, metadata=dict(format="pt"))
     with pytest.raises(PathgenError, match="lacks weights, such as visual_projection.weight"): C.load_clip(f"hf:{tmp_path/'hf'}", "cpu")
+
+@pytest.mark.parametrize("harm", ["cut", "shape", "config", "gone"])
+def test_a_damaged_folder_of_transformers_is_one_clear_line(tmp_path, harm):
+    from safetensors.torch import load_file, save_file
+    d = C.save_hf(C.build_clip(seed=1, device="cpu"), tmp_path/"hf")
+    file = d/"model.safetensors"
+    if harm == "cut": file.write_bytes(file.read_bytes()[:5000])
+    if harm == "shape": save_file({k:v[:1] if k == "visual_projection.weight" else v for k,v in load_file(file).items()}, file, metadata=dict(format="pt"))
+    if harm == "config": (d/"config.json").write_text("[]")
+    if harm == "gone": file.unlink()
+    with pytest.raises(PathgenError, match="download it again.*code of its own .CONCH, MUSK, KEEP.") as e: C.load_clip(f"hf:{d}", "cpu")
+    assert "\n" not in str(e.value) and str(e.value).startswith(f"hf:{d}: ")
+    assert load_models([f"other=hf:{d}"], tmp_path, "cpu")["other"].startswith(f"hf:{d}: "), "a row of the table, not the end of the stage"
+
+def test_a_checkpoint_of_open_clips_trainer_is_loaded(tmp_path):
+    clip = C.build_clip(seed=3, device="cpu")
+    sd, opt = clip.model.state_dict(), C._optimizer(clip.model, 1e-3, .1)
+    torch.save(dict(epoch=1, name="run", state_dict={f"module.{k}":v for k,v in sd.items()}, optimizer=opt.state_dict()), tmp_path/"epoch_1.pt")
+    torch.save(sd, tmp_path/"bare.pt")
+    for f in ("epoch_1.pt","bare.pt"): np.testing.assert_allclose(C.probe(C.load_clip(f"tiny:{tmp_path/f}", "cpu")), C.probe(clip), atol=1e-6)
+    torch.save(dict(state_dict=sd, extra=SimpleNamespace()), tmp_path/"odd.pt")
+    with pytest.raises(PathgenError, match="odd.pt: cannot be loaded"): C.load_clip(f"tiny:{tmp_path/'odd.pt'}", "cpu")
+
+@pytest.mark.parametrize("form", ["", "hf"])
+def test_the_code_of_a_model_card_runs_in_its_folder(tmp_path, monkeypatch, capsys, form):
+    import yaml
+    clip = C.build_clip(seed=3, device="cpu")
+    C.save_clip(clip, tmp_path/"own", "Words on it.", "apache-2.0"); C.save_hf(clip, tmp_path/"own/hf", "Words on it.", "apache-2.0")
+    monkeypatch.chdir(tmp_path/"own"/form)
+    head, text = (tmp_path/"own"/form/"README.md").read_text().split("---\n")[1:]
+    assert yaml.safe_load(head)["license"] == "apache-2.0" and text.startswith("# own\n") and "Words on it." in text and str(tmp_path) not in text
+    code = text.split("```python\n")[1].split("```")[0].strip()
+    assert len(code.splitlines()) == 5
+    exec(code, {})
+    assert "[" in capsys.readouterr().out
+
+def test_the_form_of_transformers_keeps_quickgelu(tmp_path):
+    C.register("twin"); C.register("twin-quickgelu", C.TINY | dict(quick_gelu=True))
+    clip = C.build_clip("twin-quickgelu", seed=3, device="cpu")
+    back = C.load_clip(f"hf:{C.save_hf(clip, tmp_path/'hf')}", "cpu")
+    np.testing.assert_allclose(C.probe(back), C.probe(clip), atol=1e-4)
+    assert back.config["quick_gelu"] and np.abs(np.array(C.probe(clip))-C.probe(C.build_clip("twin", seed=3, device="cpu"))).max() > 1e-3
+
+def test_every_epoch_has_its_order_and_processes_share_it(monkeypatch):
+    clip, n = C.build_clip(seed=0, device="cpu"), 24
+    texts, seen = [f"w{i}" for i in range(n)], []
+    def orders(rank, world, epoch):
+        monkeypatch.setattr(C, "crew", lambda: (rank, world))
+        b = C.Batches(clip, np.zeros((n,112,112,3), np.uint8), texts, 8, 5)
+        monkeypatch.setattr(b, "_images", lambda order: iter(seen.append(order.copy()) or []))
+        b.set_epoch(epoch); list(b)
+        return seen.pop()
+    one = [orders(0, 1, e) for e in (0,1)]
+    assert (one[0] != one[1]).any() and all(sorted(o.ravel()) == list(range(n)) for o in one) and (orders(0, 1, 0) == one[0]).all()
+    for e in (0,1):
+        shares = [orders(r, 4, e) for r in range(4)]
+        assert all((np.sort(np.concatenate(step)) == np.sort(whole)).all() for *step,whole in zip(*shares, one[e])), "of each batch all, and none twice"
 
 def test_half_precision_encodes_from_a_copy_and_trains_whole_weights():
     whole, quick = C.build_clip("tiny", 0, "cpu"), C.build_clip("tiny", 0, "cpu")

@@ -31,7 +31,23 @@ def test_the_stage_leaves_a_model_that_open_clip_loads(root):
     import open_clip
     model,_ = open_clip.create_model_from_pretrained(f"local-dir:{root/'models/m'}")
     assert model.visual.image_size in (112, (112,112))
-    assert "0." in (root/"models/m/README.md").read_text()
+    for card in ("README.md","hf/README.md"):
+        text = (root/"models/m"/card).read_text()
+        assert "- chance_r1: 0." in text and "pairs of init (2 times), 64 shown in all. None of them is known to be synthetic." in text and "license: other" in text
+
+def test_a_card_says_what_is_synthetic_and_who_owns_it(root):
+    facts = dict(image="phantom/init/x.jpg"), dict(slide_id="PHTM-01"), dict(slide_id="TCGA-01")
+    def painted(k, some):
+        with wds.TarWriter(str(root/f"{k}.tar")) as t:
+            for i,f in enumerate(some): t.write({"__key__": f"p{i}", "txt": "x", "json": f})
+        return T.painted([root/f"{k}.tar"])
+    assert (painted(0, facts[:2]), painted(1, facts[1:]), painted(2, facts[2:])) == (1, .5, 0)
+    m = dict(pairs_seen=8, epochs=2)
+    card = lambda share, licence="other": T._card(m, ["init","pairs","pairs"], "m", "tiny", share, licence)
+    assert "pairs of init (2 times) and pairs (4 times), 8 shown" in card(1) and "All of them are synthetic" in card(1) and "50% of them" in card(.5)
+    assert "Apache-2.0" in card(1, "apache-2.0") and "Apache-2.0" not in card(0)
+    (root/"free").mkdir(); (root/"free/README.md").write_text("---\nlicense: apache-2.0\n---")
+    assert [T._licence(s, o) for s,o in ((1,None), (1,root/"free"), (.9,None), (1,"ViT-B-16-quickgelu:openai"))] == ["apache-2.0","apache-2.0","other","other"]
 
 def test_a_second_run_trains_nothing_and_writes_the_same_bytes(root, monkeypatch):
     T.run_train_clip(root, **KW)
