@@ -16,7 +16,7 @@ import functools, time
 import numpy as np, pandas as pd
 from .core import (PathgenError, each, file_digest, one_line, pick_device, progress, read_table, rng,
     terminal, write_metrics, write_table)
-from .clip import augment, load_clip, normalize, quick_attention
+from .clip import augment, load_clip, normalize, quick_attention, stay_finite
 from .sets import features_path, open_models, read_features, read_images, split_set
 
 # %% ../nbs/51_fewshot.ipynb #c6b60691
@@ -384,6 +384,7 @@ def _learn(clip, head, opt, sched, images, labels, order, g, desc): # One epoch
     from open_clip_train.precision import get_autocast
     cast = get_autocast(clip.precision.replace("pure_bf16", "amp_bf16"), torch.device(clip.device).type)
     clip.model.train()
+    losses = []
     for rows in progress(order, desc):
         x = normalize(augment(torch.from_numpy(images[rows]).to(clip.device), g), *clip.channels)
         with cast(), quick_attention(clip.device): f = clip.model.encode_image(x)
@@ -393,6 +394,8 @@ def _learn(clip, head, opt, sched, images, labels, order, g, desc): # One epoch
         with quick_attention(clip.device): loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.model.visual.parameters(), 1.)
         opt.step(); sched.step()
+        losses.append(loss.detach())
+    stay_finite(desc, clip.model.visual, losses, "lower finetune_lr")
     clip.model.eval()
     clip.half = None
 

@@ -205,6 +205,16 @@ def test_fine_tuning_picks_on_validation(data):
     b = fine_tune(clip(), images, lie, rows, epochs=3, batch=8)
     assert (a["epoch"],a["val"]) == (b["epoch"],b["val"]) and a["accuracy"] == pytest.approx(1-b["accuracy"])
 
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_tower_that_comes_apart_is_said_and_not_judged(data, monkeypatch, step):
+    n, cross = [], torch.nn.functional.cross_entropy
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda *a: n.append(0) or cross(*a)*(float("nan") if len(n) == step else 1))
+    monkeypatch.setattr(fewshot, "_judge", lambda *a: (.5,.5) if len(n) < step else pytest.fail("judged"))
+    g = np.random.default_rng(0)
+    with pytest.raises(PathgenError, match=f"^m epoch {(step+1)//4+1}: .* no longer numbers .*: lower finetune_lr$"):
+        fine_tune(load_clip(str(data/"models/clip"), "cpu"), g.integers(0, 255, (40,112,112,3)).astype(np.uint8), np.arange(40)%2, np.split(np.arange(40), [24,32]), epochs=2, batch=8, desc="m")
+    assert len(n) == 3*((step+2)//3)
+
 def test_fine_tuning_leaves_words_alone(data):
     clip = load_clip(str(data/"models/clip"), "cpu")
     before = {k:v.clone() for k,v in clip.model.state_dict().items()}
