@@ -7,8 +7,8 @@ Docs: https://pathgen.github.io/pathgen/lmm.html.md"""
 # %% auto #0
 __all__ = ['SPECIAL', 'TEMPLATE', 'TINY_LLM', 'PROJECTOR', 'BOTH', 'SCORING', 'CARD', 'make_tokenizer', 'build_llm', 'Lmm',
            'tower', 'llm_of', 'build_lmm', 'Talks', 'crew_member', 'train_lmm', 'likelihood', 'encode', 'tail_scores',
-           'open_image', 'by_image', 'mean_features', 'option_scores', 'save_lmm', 'weights_hash', 'load_lmm',
-           'all_said', 'teach']
+           'open_image', 'by_image', 'mean_features', 'option_scores', 'write_card', 'taught_by', 'save_lmm',
+           'weights_hash', 'origin', 'load_lmm', 'all_said', 'teach']
 
 # %% ../nbs/05_lmm.ipynb #73929afa
 from dataclasses import dataclass
@@ -507,12 +507,15 @@ SCORING = [option_scores, mean_features, tail_scores, _behind, _prefix, _tokens,
 # %% ../nbs/05_lmm.ipynb #0d933bc8
 CARD = """---
 library_name: transformers
+license: apache-2.0
 pipeline_tag: {task}
 tags: [pathology, histology]
 ---
 # {name}
 
 {text}
+
+Its parts: {parts}. Licence of the weights: Apache-2.0, unless the data or the weights it started from say otherwise.
 
 Load it:
 
@@ -523,15 +526,37 @@ Load it:
 or `{auto}.from_pretrained("{name}")` with `{processor}.from_pretrained("{name}")`.
 """
 
-def _card(lmm, name, text):
+def _parts(lmm): # What a model consists of, in words
+    c = lmm.model.config
+    llm = c.get_text_config()
+    said = [f"{sum(p.numel() for p in lmm.model.parameters())/1e6:,.1f} million weights", f"a language model ({llm.model_type}, {llm.num_hidden_layers} layers)"]
+    if lmm.sees: said.append(f"a tower that sees ({c.vision_config.model_type}{f', {lmm.px} px' if lmm.px else ''})")
+    return ", ".join(said)
+
+def write_card(
+    lmm:Lmm, # Model in a folder
+    path, # Its folder
+    text:str="", # What the card says besides its parts: start, data, metrics
+)->Path:
+    "Write the model card of a folder."
     eyes = dict(task="image-text-to-text", images=", [patch]", auto="AutoModelForImageTextToText", processor="AutoProcessor")
-    return CARD.format(name=name, text=text, **eyes if lmm.sees else dict(task="text-generation", images="", auto="AutoModelForCausalLM", processor="AutoTokenizer"))
+    how = eyes if lmm.sees else dict(task="text-generation", images="", auto="AutoModelForCausalLM", processor="AutoTokenizer")
+    return write_text(CARD.format(name=Path(path).name, text=text, parts=_parts(lmm), **how), Path(path)/"README.md")
+
+def taught_by(
+    n:int, # Conversations
+    start=None, # Model or LLM it started from: folder or name
+    clip=None, # CLIP whose tower sees: folder or name
+)->str:
+    "What a card says of a training."
+    called = lambda m: Path(m).name if Path(m).is_dir() else m
+    return f"Taught {n:,} conversations by pathgen, starting from {called(start) if start else 'random weights'}" + (f" with the tower of {called(clip)}." if clip else ".")
 
 def save_lmm(
     lmm:Lmm, # Model to keep
     path, # Folder, made if need be
     role:dict=None, # For an agent: role, prompt_hash
-    text:str="", # What the model card says: data, licence, metrics
+    text:str="", # What the model card says besides its parts: start, data, metrics
 )->Path: # The folder
     "Write weights, configuration, processor and model card."
     path = Path(path); path.mkdir(parents=True, exist_ok=True)
@@ -539,7 +564,7 @@ def save_lmm(
     _quiet()
     lmm.model.save_pretrained(path)
     lmm.processor.save_pretrained(path)
-    write_text(_card(lmm, path.name, text), path/"README.md")
+    write_card(lmm, path, text)
     if role: write_json(role, path/"agent.json")
     return path
 
@@ -555,29 +580,41 @@ def weights_hash(
     "A digest of the weights in a folder."
     return digest([file_digest(p) for p in sorted(Path(path).glob("*.safetensors"))])
 
+@contextlib.contextmanager
+def _config(name): # What a model is built as; whatever fails while it is opened ends in one line
+    from transformers import AutoConfig
+    try: yield AutoConfig.from_pretrained(name)
+    except Exception as e:
+        raise PathgenError(f"{name}: cannot be loaded as a language model: check the path, or run the stage that trains it ({one_line(e)[:160]})") from e
+
+def origin(
+    path_or_name, # Folder, or a name on the hub
+)->tuple: # Digest of its weights, and its role if it is an agent trained by us
+    "What a model is, told without loading it."
+    name = str(path_or_name)
+    role = Path(name)/"agent.json"
+    with _config(name) as config: commit = getattr(config, "_commit_hash", None)
+    return weights_hash(name) if Path(name).is_dir() else digest(name, commit), read_json(role) if role.is_file() else None
+
+# %% ../nbs/05_lmm.ipynb #eba3c5cc
 def load_lmm(
     path_or_name, # Folder, or a name on the hub
     device:str="auto", # auto, cpu, cuda
 )->Lmm:
     "Load a language model, with eyes or without."
     import torch
-    from transformers import AutoConfig
     name, device = str(path_or_name), pick_device(device)
     _quiet()
-    try:
-        model, processor = _auto(AutoConfig.from_pretrained(name))
+    with _config(name) as config:
+        model, processor = _auto(config)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         m, p = model.from_pretrained(name, dtype=dtype, use_safetensors=True), processor.from_pretrained(name)
-    except Exception as e:
-        raise PathgenError(f"{name}: cannot be loaded as a language model: check the path, or run the stage that trains it ({one_line(e)[:160]})") from e
     tok = getattr(p, "tokenizer", p)
     if not getattr(p, "chat_template", None) and not tok.chat_template:
         raise PathgenError(f"{name}: has no chat template, so it was not trained to follow instructions: take its instruct or chat version")
     tok.padding_side, tok.pad_token = "left", tok.pad_token or tok.eos_token
-    role = Path(name)/"agent.json"
-    hash = weights_hash(name) if Path(name).is_dir() else digest(name, getattr(m.config, "_commit_hash", None))
-    batch = 64 if device.startswith("cuda") else 32
-    return Lmm(m.to(device).eval(), p, name, hash, device, read_json(role) if role.is_file() else None, batch)
+    hash, role = origin(name)
+    return Lmm(m.to(device).eval(), p, name, hash, device, role, 64 if device.startswith("cuda") else 32)
 
 # %% ../nbs/05_lmm.ipynb #6942b591
 def _untaught(texts, clip, start, px, seed, eyes=True): # A model made of the parts that there are
@@ -620,6 +657,7 @@ def teach(
     texts=(), # More texts that a new tokenizer is to know
     eyes:bool=True, # Without a CLIP, keep the eyes of a start that sees; else take its language model alone
     processes:int=1, # Processes that train together, each on a GPU of its own
+    text:str="", # What the model card says besides start and parts: data, metrics
     **kw, # batch, accumulate, checkpointing of `train_lmm`
 )->tuple: # the model, losses of each lesson
     "Train a model, or load it if it is trained already."
@@ -635,7 +673,7 @@ def teach(
         talks = Talks(m, *_numbered(rows, data, m.px))
         ls = train_lmm(m, talks, out/"checkpoints"/f"{key}-{k}", parts, epochs, lr=lr, seed=seed, desc=f"{out.name} {k+1}/{len(lessons)}", processes=processes, **kw)
         losses.append([round(l, 4) for l in ls])
-    save_lmm(m, out, role, f"Taught {len(every)} conversations by pathgen. Weights trained on synthetic tissue know nothing about real tissue.")
+    save_lmm(m, out, role, " ".join(filter(None, [taught_by(len(every), start, clip), text])))
     write_json(dict(key=key, losses=losses), record)
     shutil.rmtree(out/"checkpoints", ignore_errors=True)
     return load_lmm(out, device), losses

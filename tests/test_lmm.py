@@ -47,6 +47,42 @@ def test_transformers_alone_opens_it(taught):
     ids = m.generate(**b, max_new_tokens=20, do_sample=False)
     assert p.decode(ids[0,b["input_ids"].shape[1]:], skip_special_tokens=True).strip() == SAYS[0]
 
+def test_the_card_says_what_a_model_is(taught):
+    card = open(f"{taught.name}/README.md").read()
+    assert card.startswith("---\nlibrary_name: transformers\nlicense: apache-2.0\npipeline_tag: image-text-to-text\n") and "\nFor a test.\n" in card
+    assert "a language model (llama, 2 layers), a tower that sees (clip_vision_model, 112 px)" in card and f"{sum(p.numel() for p in taught.model.parameters())/1e6:,.1f} million weights" in card
+    assert "AutoModelForImageTextToText.from_pretrained(" in card and "synthetic" not in card
+    assert L.taught_by(1200, "hub/llama", None) == "Taught 1,200 conversations by pathgen, starting from hub/llama."
+
+def make_qwen(folder):
+    "A random Qwen2-VL, which takes images of any size, with a tokenizer of bytes."
+    from test_endpoint import TEMPLATE, tiny_tokenizer
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+    tok = tiny_tokenizer()
+    names = dict(image_token_id="<image>", video_token_id="<|video_pad|>", vision_start_token_id="<|vision_start|>", vision_end_token_id="<|vision_end|>")
+    tok.add_special_tokens(dict(additional_special_tokens=[*names.values()]), replace_extra_special_tokens=False)
+    at = {k:tok.convert_tokens_to_ids(v) for k,v in names.items()}
+    text = dict(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=1024,
+                pad_token_id=0, bos_token_id=1, eos_token_id=3, rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[2,3,3]))
+    eye = dict(depth=1, embed_dim=32, hidden_size=32, num_heads=2, patch_size=14)
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=eye, **at)).save_pretrained(folder)
+    look = "<|vision_start|><image><|vision_end|>"
+    Qwen2VLProcessor(Qwen2VLImageProcessor(), tok, Qwen2VLVideoProcessor(), chat_template=TEMPLATE.replace("<image>", look)).save_pretrained(folder)
+    return folder
+
+def test_a_general_model_of_another_kind_is_asked_about_images(tmp_path):
+    from pathgen.describe import DESCRIBE
+    who = f"hf:{make_qwen(tmp_path/'qwen')}"
+    m = L.load_lmm(tmp_path/"qwen", "cpu")
+    assert m.px is None and m.sees and m.role is None and "a tower that sees (qwen2_vl" in L._parts(m)
+    seen = [np.full((h,w,3), v, np.uint8) for h,w,v in ((84,84,9),(112,56,200))]
+    a, b = m.generate(["Describe."]*2, seen, 12), [m.generate(["Describe."], [im], 12)[0] for im in seen]
+    assert a == b, "each image in its own size"
+    said = chat.ask_many(DESCRIBE, who, [dict(source="colon", image=im) for im in seen], retries=0, device="cpu", max_tokens=8)
+    assert all("no JSON object in the answer" in str(e) for e in said), "a random model says nothing that fits"
+    assert chat.provenance(DESCRIBE, who)["decoding"] == "greedy, 1024 tokens at most"
+
 def weights(m): return {k:v.clone() for k,v in m.model.state_dict().items()}
 def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 
