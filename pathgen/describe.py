@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pydantic import BaseModel, Field
 from .core import PathgenError, digest, each, file_digest, keep_good, need, one_line, read_table, write_metrics, write_table
-from .chat import Role, allow, ask, ask_many, builtin, provenance
+from .chat import Role, allow, ask, ask_many, at_work, builtin, provenance
 from .findings import Truth, claims, precision_recall, score
 from . import morphometry
 from .morphometry import describe_findings, measure, measured_by, observe, pertinent, read_patch, slide_stains
@@ -53,7 +53,7 @@ def describe_slide(
     provider:str, # Who describes
     mpp_if_missing:float, # µm/px where the slide has none
     seed:int, # Of the wording
-    chat:dict={}, # cache and max_requests of an endpoint
+    chat:dict={}, # cache and max_requests of an endpoint, device of a model on this disk
 )->None:
     "Describe the patches of one slide."
     rows = list(item["rows"].itertuples())
@@ -195,15 +195,15 @@ def image_digests(
     rows = item["rows"][["patch_id","px","mpp"]].to_csv(index=False)
     return [item["source"], rows, [file_digest(f) if f.exists() else None for f in files]]
 
-def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing, max_requests=1000, **loop):
+def run_describe(data, seed, workers, max_failed, provider, mpp_if_missing, max_requests=1000, device="auto", **loop):
     "The whole stage: patches.parquet and its images to text/descriptions.parquet."
     allow(DESCRIBE, provider)
     data, items = Path(data), describe_items(data)
-    text, folder, chat = data/"text", str(data/"patches"), dict(cache=str(data/"chat"), max_requests=max_requests)
+    text, folder, chat = data/"text", str(data/"patches"), dict(cache=str(data/"chat"), max_requests=max_requests, device=device)
     f = functools.partial(describe_slide, folder=folder, provider=provider, mpp_if_missing=mpp_if_missing, seed=seed, chat=chat)
     keys = each(f, items, text/"descriptions", lambda i: i["slide_id"], params=[provenance(DESCRIBE, provider, **chat), seed, mpp_if_missing, measured_by()],
                 inputs=lambda i: image_digests(i, folder), code=[describe_slide, describe_by_measure, read_patch, slide_stains],
-                workers=workers, max_failed=max_failed, desc="describe", **loop)
+                max_failed=max_failed, desc="describe", **at_work(provider, device, workers, **loop))
     df = pd.DataFrame(columns=[*COLUMNS,"error"])
     if keys: df = pd.concat([read_table(text/"descriptions"/f"{k}.parquet") for k in keys], ignore_index=True)
     df = keep_good(df, text/"descriptions.parquet", max_failed)

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np, pandas as pd
 from pydantic import BaseModel, Field
 from .core import PathgenError, digest, each, file_digest, keep_good, one_line, read_table, rng, write_metrics, write_table
-from .chat import BREAK, Misfit, Role, allow, ask, ask_many, builtin, provenance
+from .chat import BREAK, Misfit, Role, allow, ask, ask_many, at_work, builtin, provenance
 from .findings import Truth, claims, outweigh, parse, precision_recall, score
 from .morphometry import (FRAMES, PHRASES, group, join, load_rules, logistic, logit, measure, measured_by, phrase,
                                  read_patch, second_chances, slide_stains)
@@ -361,7 +361,7 @@ def revise_slide(
     mpp_if_missing:float, # µm/px where the slide has none
     n_trials:int, # Patches of the slide on which errors are put
     seed:int, # Of wordings and errors
-    chat:dict={}, # cache and max_requests of an endpoint
+    chat:dict={}, # cache and max_requests of an endpoint, device of a model on this disk
 )->None:
     "Revise the descriptions of one slide."
     rows = list(item["rows"].itertuples())
@@ -453,17 +453,17 @@ def revise_metrics(
     return m
 
 # %% ../nbs/31_revise.ipynb #55101e1f
-def run_revise(data, seed, workers, max_failed, provider, mpp_if_missing, trials_per_slide, max_requests=1000, **loop):
+def run_revise(data, seed, workers, max_failed, provider, mpp_if_missing, trials_per_slide, max_requests=1000, device="auto", **loop):
     "The whole stage: text/descriptions.parquet to text/revisions.parquet."
     allow(REVISE, provider)
     data, items = Path(data), revise_items(data)
     out, folder, truth_dir = data/"text"/"revisions", str(data/"patches"), str(data/"phantom"/"truth")
-    chat = dict(cache=str(data/"chat"), max_requests=max_requests)
+    chat = dict(cache=str(data/"chat"), max_requests=max_requests, device=device)
     f = functools.partial(revise_slide, folder=folder, truth_dir=truth_dir, provider=provider, mpp_if_missing=mpp_if_missing,
                           n_trials=trials_per_slide, seed=seed, chat=chat)
     keys = each(f, items, out, lambda i: i["slide_id"], params=[provenance(REVISE, provider, **chat), seed, mpp_if_missing, trials_per_slide, measured_by()],
                 inputs=lambda i: revise_inputs(i, folder, truth_dir), code=[revise_slide, _revise_given, _revision_row, second_look, proposals, apply, trials, outcome],
-                workers=workers, max_failed=max_failed, desc="revise", **loop)
+                max_failed=max_failed, desc="revise", **at_work(provider, device, workers, **loop))
     both = lambda ending: pd.concat([read_table(out/f"{k}{ending}.parquet") for k in keys], ignore_index=True)
     df, tests = keep_good(both(""), data/"text"/"revisions.parquet", max_failed), both(".trials")
     tables = compare(items, df, truth_dir)

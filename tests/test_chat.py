@@ -135,10 +135,12 @@ def disk(monkeypatch):
     def load_lmm(path_or_name, device="auto"):
         loaded.append((path_or_name, device))
         return models[path_or_name]
-    monkeypatch.setitem(sys.modules, "pathgen.lmm", types.SimpleNamespace(load_lmm=load_lmm))
-    chat._lmm.cache_clear()
-    yield types.SimpleNamespace(models=models, loaded=loaded)
-    chat._lmm.cache_clear()
+    origin = lambda name: (models[name].hash, models[name].role)
+    monkeypatch.setitem(sys.modules, "pathgen.lmm", types.SimpleNamespace(load_lmm=load_lmm, origin=origin))
+    forget = lambda: (chat._lmm.cache_clear(), chat._origin.cache_clear())
+    forget()
+    yield types.SimpleNamespace(models=models, loaded=loaded, forget=forget)
+    forget()
 
 def test_a_general_model_gets_what_an_endpoint_gets_in_one_batch(disk):
     m = disk.models["m"] = Lmm(lambda p, n: '{"n": 3}' if "of: a" in p or n > 1 else "three")
@@ -165,7 +167,35 @@ def test_an_agent_of_another_job_is_refused(disk):
     disk.models["a"].role["role"] = "count-words"
     with pytest.raises(PathgenError, match="another prompt of count-words: run `pathgen run count-words_train` again"): provenance(ROLE, "hf:a")
     with pytest.raises(PathgenError, match="needs a model: write hf:PATH_OR_NAME"): allow(ROLE, "hf")
-    assert disk.loaded==[("a","auto")] and disk.models["a"].heard==[]
+    assert disk.loaded==[] and disk.models["a"].heard==[], "which it is, is told before it is loaded"
+
+def test_a_general_model_may_write_as_much_as_an_endpoint_and_an_agent_its_plain_text(disk):
+    m = disk.models["m"] = Lmm(lambda p, n: '{"n": 3}')
+    assert ask(ROLE, "hf:m", dict(text="a")).provenance["decoding"]=="greedy, 1024 tokens at most" and m.heard[0][2]==chat.MAX_TOKENS==1024
+    disk.models["a"] = Lmm(lambda p, n: "3", dict(role=ROLE.name, prompt_hash=ROLE.prompt_hash))
+    assert provenance(ROLE, "hf:a")["decoding"]=="greedy, 256 tokens at most"
+
+def test_one_process_works_with_a_model_on_this_disk(monkeypatch):
+    loop = dict(item_gb=8, item_minutes=9)
+    assert chat.at_work("builtin", "cuda", 4, **loop)==chat.at_work("openai:m", "cuda", 4, **loop)==loop|dict(workers=4)
+    assert chat.at_work("hf:m", "cpu", 4, **loop)==loop|dict(workers=1, gpus=0)
+    monkeypatch.setattr(chat, "pick_device", lambda d: d)
+    assert chat.at_work("hf:m", "cuda:1", 4, **loop)==loop|dict(workers=1, gpus=1, item_gb=0)
+
+@pytest.mark.parametrize("stage", ("describe","revise","summarize"))
+def test_a_stage_has_one_process_ask_a_model_on_the_device_of_the_run(disk, monkeypatch, tmp_path, stage):
+    import importlib
+    from test_endpoint import given, launch
+    m, seen = importlib.import_module(f"pathgen.{stage}"), {}
+    class Stop(Exception): pass
+    def each(f, *a, **kw):
+        seen.update(kw, **f.keywords)
+        raise Stop
+    monkeypatch.setattr(m, "each", each)
+    disk.models["m"] = Lmm(lambda p, n: "{}")
+    given(tmp_path)
+    with pytest.raises(Stop): launch(stage, tmp_path, "hf:m", 4, device="cpu")
+    assert seen["workers"]==1 and seen["gpus"]==0 and (seen.get("chat") or seen["options"])["device"]=="cpu" and disk.loaded==[]
 
 @pytest.mark.parametrize("op,before,after,text,says", (
     ("edit","small","large","Large glands, and small nuclei in small nests.",None),
