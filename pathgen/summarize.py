@@ -331,7 +331,7 @@ def caption_slide(
     slide, # (slide_id, its rows of revisions.parquet)
     path, # File to write
     provider:str="builtin", # Who summarises
-    options:dict={}, # cache and max_requests of an endpoint
+    options:dict={}, # cache and max_requests of an endpoint, device of a model on this disk
 ):
     "The captions of one slide, as a table."
     rows, from_ = slide[1], chat.provenance(SUMMARISE, provider, **options)
@@ -362,6 +362,7 @@ def run_summarize(
     workers:int=1, # Processes that share the slides
     max_failed:float=.1, # Share of the captions that may fail
     max_requests:int=1000, # Requests to endpoints that may be sent in all
+    device:str="auto", # Where a model on this disk runs
 )->tuple: # captions.parquet, and patch_id to description
     "The whole stage: `revisions.parquet` to `captions.parquet`."
     text = Path(data)/"text"
@@ -370,10 +371,10 @@ def run_summarize(
     slides = list(revisions.groupby("slide_id", sort=True))
     rows = lambda s: s[1][["patch_id","text"]].values.tolist()
     if provider == "builtin": workers = min(workers, 1 + len(revisions)//20_000)
-    options = dict(cache=str(Path(data)/"chat"), max_requests=max_requests)
+    options = dict(cache=str(Path(data)/"chat"), max_requests=max_requests, device=device)
     keys = each(functools.partial(caption_slide, provider=provider, options=options), slides, text/"captions",
                 key=lambda s: s[0], inputs=rows, params=chat.provenance(SUMMARISE, provider),
-                workers=workers, max_failed=max_failed, desc="summarize")
+                max_failed=max_failed, desc="summarize", **chat.at_work(provider, device, workers))
     if not keys:
         raise PathgenError(f"{text/'revisions.parquet'} has no rows: run `pathgen run revise` again")
     parts = [read_table(text/"captions"/f"{k}.parquet") for k in keys]
