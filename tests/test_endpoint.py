@@ -175,14 +175,23 @@ def reports(root, n):
 
 def parts(body): return json.dumps(dict(parts=[f"Infiltrating glands in case {re.search('case ([0-9]+)', json.dumps(body))[1]}."]))
 
-def launch(stage, root, provider, workers=1):
+def launch(stage, root, provider, workers=1, device="auto"):
     "One of the stages that ask a model, on what `given` laid down."
     from pathgen import describe, reports, revise, summarize
-    how = dict(data=root/"data", seed=0, workers=workers, max_failed=.5, provider=provider, mpp_if_missing=None)
+    if stage in LESSONS: return lessons(stage, root, provider, workers)
+    how = dict(data=root/"data", seed=0, workers=workers, max_failed=.5, provider=provider, mpp_if_missing=None, device=device)
     if stage == "reports": return reports.run_reports(root/"data", provider, 50, 3, 1, .5, workers)[0]
     if stage == "describe": return describe.run_describe(**how)[0]
     if stage == "revise": return revise.run_revise(**how, trials_per_slide=0)[0]
-    return summarize.run_summarize(provider, root/"data", workers, .5)[0]
+    return summarize.run_summarize(provider, root/"data", workers, .5, device=device)[0]
+
+def lessons(stage, root, provider, workers):
+    "What a teacher has an agent learn, on what `given` laid down: a table; nothing is trained."
+    from pathgen import train_agent as ta
+    role = stage.removesuffix("_train")
+    told, owed = ta._lessons_of(role, root/"data", 0, workers, .5, provider, 30, .64, 1, .001, 0, .001, True, dict(cache=str(root/"data/chat"), max_requests=1000, device="cpu"))
+    assert not any(owed.values())
+    return pd.DataFrame(told[-1][0]).rename(columns=dict(answer="text"))
 
 def given(root, n=2):
     "A data folder for any of them: reports, patches of two slides, descriptions, revisions."
@@ -191,8 +200,12 @@ def given(root, n=2):
     patches = read_table(folder(root/"data", n=n)/"patches.parquet")
     texts = patches[patches.kept].assign(text=[f"Glands in case {i}." for i in range(2*n)])[["patch_id","slide_id","text"]]
     for name in ("descriptions","revisions"): write_table(texts, root/f"data/text/{name}.parquet")
+    pairs = texts.assign(pair_id=texts.patch_id, image=[f"patches/{r.slide_id}/{r.patch_id}.jpg" for r in texts.itertuples()], source="quilt", split="train", caption=texts.text)
+    write_table(pairs[["pair_id","image","caption","source","split"]], root/"data/init/pairs.parquet")
+    write_table(pairs[["pair_id","image","caption","text","source"]].assign(text=[f"Necrosis is seen. Infiltrating glands in case {i}." for i in range(2*n)]), root/"data/agents/enhanced.parquet")
 
 STAGES = ("reports","describe","revise","summarize")
+LESSONS = ("describe_train","revise_train","summarize_train")
 
 RUN = "import sys; from pathlib import Path; from test_endpoint import launch; launch(sys.argv[1], Path(sys.argv[2]), sys.argv[3], 2)"
 def run(stage, root, provider): return subprocess.Popen([sys.executable, "-c", RUN, stage, str(root), provider], stdin=subprocess.DEVNULL,
@@ -202,11 +215,15 @@ def run(stage, root, provider): return subprocess.Popen([sys.executable, "-c", R
 def fits(body):
     "An answer that suits whichever role is asked."
     n = re.search("case ([0-9]+)", json.dumps(body))
-    return json.dumps(dict(parts=[said := f"Infiltrating glands in case {n[1] if n else 'unknown'}."], text=said, caption=said, operations=[]))
+    return json.dumps(dict(parts=[said := f"Infiltrating glands in case {n[1] if n else 'unknown'}."], text=said, caption=said, operations=[], op="delete", before="Necrosis is seen.", after=""))
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_after_a_kill_no_finished_request_is_sent_again(server, tmp_path, stage):
-    given(tmp_path, 15)
+@pytest.mark.parametrize("stage", STAGES+LESSONS)
+def test_after_a_kill_no_finished_request_is_sent_again(server, tmp_path_factory, stage):
+    calm, tmp_path = tmp_path_factory.mktemp("calm"), tmp_path_factory.mktemp("killed")
+    for root in (calm, tmp_path): given(root, 15)
+    server.answer = fits
+    whole, n = launch(stage, calm, server.provider), len(server.asked)
+    server.asked.clear()
     def slowly(body): time.sleep(.4); return fits(body)
     server.answer = slowly
     p, end = run(stage, tmp_path, server.provider), time.time()+90
@@ -218,9 +235,9 @@ def test_after_a_kill_no_finished_request_is_sent_again(server, tmp_path, stage)
     kept, before = answers(), len(server.asked)
     p = run(stage, tmp_path, server.provider)
     log += p.communicate(timeout=120)[0]
-    assert p.returncode==0 and 3 <= kept <= before < 30 and len(server.asked)-before == 30-kept, log
-    df = launch(stage, tmp_path, server.provider)
-    assert len(df)==30 and df.text.str.len().min() > 10 and len(server.asked)-before == 30-kept, "and a relaunch sends nothing"
+    assert p.returncode==0 and 3 <= kept <= before < n and len(server.asked)-before == n-kept, log
+    pd.testing.assert_frame_equal(launch(stage, tmp_path, server.provider), whole)
+    assert len(whole) >= 30 and whole.text.str.len().min() > 6 and len(server.asked)-before == n-kept, "and a relaunch sends nothing"
 
 @pytest.mark.parametrize("stage,table", (("describe","descriptions"), ("revise","revisions"), ("summarize","captions")))
 def test_garbage_about_a_patch_ends_in_the_table_of_failures_and_never_in_a_text(server, tmp_path, stage, table):
@@ -241,8 +258,11 @@ def test_a_caption_of_an_endpoint_that_stays_too_long_is_cut_in_the_end(server, 
     given(tmp_path)
     server.answer = lambda body: json.dumps(dict(caption="Glands are seen. " + "Nests of cells are seen too. "*20))
     df = launch("summarize", tmp_path, server.provider)
-    assert len(df)==4 and df.cut.all() and df.text.str.endswith("seen too.").all() and len(server.asked)==4*3
-    assert sum("at most 77 fit: write it shorter" in json.dumps(b) for b,_ in server.asked)==4*2
+    assert len(df)==4 and df.cut.all() and df.text.str.endswith("seen too.").all() and len(server.asked)==4*2
+    assert sum("at most 77 fit: write it shorter" in json.dumps(b) for b,_ in server.asked)==4, "the same complaint is not sent a second time"
+    for p in (tmp_path/"data/text/captions/.done").glob("*.json"): p.unlink()
+    pd.testing.assert_frame_equal(launch("summarize", tmp_path, server.provider), df)
+    assert len(server.asked)==4*2, "a slide that was killed before its end finds the whole exchange on the disk"
 
 def test_garbage_ends_in_the_error_table_and_never_in_a_row(server, tmp_path):
     from pathgen.reports import run_reports

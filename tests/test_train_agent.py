@@ -40,6 +40,10 @@ def test_three_agents_and_their_numbers(root, taught):
         assert (root/"models"/role/"model.safetensors").exists() and not (root/"models"/role/"checkpoints").exists()
         m = read_json(root/"metrics"/f"{role}_train.json")
         assert m["conversations"] == len(r["lessons"][-1][0]) and np.isfinite(m["loss"]) and not r["said"], "there is no phantom to be tested on"
+        assert m["teacher_failed"] == 0 == m.get("unmended", 0) and ("unmended" in m) == (role == "revise")
+        card = (root/"models"/role/"README.md").read_text()
+        assert "license: apache-2.0" in card and f"starting from {'describe' if role == 'revise' else 'random weights'}" in card and f"role `{role}`" in card
+        assert "million weights, a language model (llama, 3 layers)" in card and "synthetic" not in card and ("a tower that sees (clip_vision_model, 112 px)" in card) == (role != "summarize")
     assert [len(l) for l in taught["describe"]["losses"]] == [2, 2]
 
 def test_a_second_run_trains_nothing(root, taught):
@@ -55,7 +59,7 @@ def test_enhanced_texts_keep_what_captions_say(root, taught):
 def test_every_answer_of_the_revise_agent_leads_back(root, taught):
     df = read_table(root/"agents/enhanced.parquet")
     right = [claims(t) for t in df.text]
-    for r in ta.revising(df, "builtin", untouched=0):
+    for r in ta.revising(ta.spoil(df, "builtin", untouched=0)):
         text = r["prompt"].partition("reads: ")[2].rpartition(" What must")[0]
         ops = [Operation(**o) for o in REVISE.read(r["answer"])["operations"]]
         assert len(ops) == 1 and claims(text) not in right and claims(apply(text, ops[0])) in right
@@ -82,9 +86,32 @@ def test_a_teacher_that_answers_garbage_leaves_no_empty_lesson(root, monkeypatch
     monkeypatch.setitem(chat.RULES, "enhance", lambda **kw: dict(text=""))
     with pytest.raises(PathgenError, match="6 of 6 enhanced failed, such as p"): run(root, pairs=6)
     monkeypatch.setitem(chat.RULES, "break", lambda **kw: dict(text="", op="add"))
-    with pytest.raises(PathgenError, match="broke none of"): run(root, "revise")
+    with pytest.raises(PathgenError, match="7 of 7 spoilt failed, such as p0: role break: .* no good answer in 3 tries"): run(root, "revise")
     monkeypatch.setitem(chat.RULES, "summarise", lambda **kw: dict(caption="..."))
-    with pytest.raises(PathgenError, match="summarised none of"): run(root, "summarize")
+    with pytest.raises(PathgenError, match="18 of 18 summarised failed, such as p0: role summarise: .* no words"): run(root, "summarize")
+
+def test_what_a_teacher_owes_is_counted_and_bounded(root, taught, monkeypatch):
+    good, df = chat.RULES["break"], read_table(root/"agents/enhanced.parquet")
+    def breaks(description, seed, **kw):
+        if seed == 0: return dict(text="I am sorry.", op="add", after="sorry")
+        if seed == 1: return dict(text=f"{description[:-1]} in psammoma bodies.", op="add", after="in psammoma bodies")
+        return good(description=description, seed=seed, **kw)
+    monkeypatch.setitem(chat.RULES, "break", breaks)
+    lessons = lambda share: ta._spoilings(df, "builtin", 0, 3, root/"agents/spoilt.parquet", share, {})
+    with pytest.raises(PathgenError, match="spoilt failed, such as p.: .*base.max_failed allows a share of 0.1"): lessons(.1)
+    (rows, owed), failed = lessons(.9), read_table(root/"agents/spoilt_failed.parquet")
+    assert owed["teacher_failed"] > 0 and owed["unmended"] > 0 and len(failed) == sum(owed.values()) == 27-len(rows)
+    assert (failed.error == ta.UNMENDED).sum() == owed["unmended"] and set(failed.pair_id) == {"p0","p1"} and rows.text.notna().all()
+    assert [REVISE.read(w)["operations"] != [] for w in rows.way] == (rows.op != "none").tolist()
+
+def test_what_the_lexicon_cannot_undo_is_undone_as_the_teacher_did_it():
+    right = "Regular, evenly spaced glands beside a serrated margin. Necrosis is seen."
+    broken = lambda op, before, after, text: chat.check(chat.BREAK, dict(text=text, op=op, before=before, after=after), dict(description=right))
+    strange = broken("edit", "serrated", "smooth", right.replace("serrated", "smooth"))
+    o = ta.way_back(strange, right)
+    assert ta.mend(strange.text, right) is None and (o.op, o.before, o.after) == ("edit", "smooth", "serrated") and apply(strange.text, o) == right
+    assert ta.way_back(broken("delete", "Necrosis is seen.", "", right.replace(" Necrosis is seen.", "")), right).op == "add"
+    assert ta.way_back(broken("add", "", "in psammoma bodies", right[:-1]+" in psammoma bodies."), right) is None, "no operation takes words out that no finding holds"
 
 def test_a_llava_lends_its_language_model_to_another_tower(root, taught, tmp_path):
     from shutil import copytree
