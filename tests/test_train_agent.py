@@ -118,3 +118,17 @@ def test_a_llava_lends_its_language_model_to_another_tower(root, taught, tmp_pat
     for d in ("init","models/clip_init"): copytree(root/d, tmp_path/d)
     r = run(tmp_path, start=str(root/"models/describe"), image_px=224)
     assert r["agent"].px == 224 and len(r["agent"].tokenizer) == len(taught["describe"]["agent"].tokenizer)
+
+def test_a_page_shows_all_its_stages_where_a_cell_asks_for_it(tmp_path, monkeypatch):
+    import nbformat
+    from conftest import ROOT
+    monkeypatch.syspath_prepend(ROOT/"docs")
+    from notebooks import done_cells
+    cell = lambda id, source, said: nbformat.v4.new_code_cell(source, id=id, outputs=[nbformat.v4.new_output("stream", text=said)])
+    (tmp_path/"dvc.yaml").write_text("stages: {one: {}, two: {}}")
+    for d in ("nbs","runs"): (tmp_path/d).mkdir()
+    for s in ("one","two"):
+        cells = [cell("a", "#| run\nrole", s), cell("b", "#| run\n#| every\nrole", s), cell("c", f"#| run\n#| every\n{s}", s)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/f"runs/35_agents.{s}.ipynb")
+    done = done_cells(tmp_path/"nbs/35_agents.ipynb", tmp_path/"runs")
+    assert {i:[o["text"] for o in c.outputs] for i,c in done.items()} == dict(a=["one"], b=["one","two"], c=["one"]) and done_cells(tmp_path/"nbs/36.ipynb", tmp_path/"runs") == {}
