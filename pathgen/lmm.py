@@ -552,6 +552,7 @@ def taught_by(
     called = lambda m: Path(m).name if Path(m).is_dir() else m
     return f"Taught {n:,} conversations by pathgen, starting from {called(start) if start else 'random weights'}" + (f" with the tower of {called(clip)}." if clip else ".")
 
+# %% ../nbs/05_lmm.ipynb #d4dd50d7
 def save_lmm(
     lmm:Lmm, # Model to keep
     path, # Folder, made if need be
