@@ -6,14 +6,14 @@ Docs: https://pathgen.github.io/pathgen/llava.html.md"""
 
 # %% auto #0
 __all__ = ['REQUESTS', 'ORIGIN', 'captions', 'read_conversations', 'train_llava', 'letters_right', 'words_right', 'surprise',
-           'covered', 'evidence', 'show_answer', 'is_painted', 'card_text', 'put_in_card', 'run_llava']
+           'covered', 'evidence', 'show_answer', 'is_painted', 'card_text', 'run_llava']
 
 # %% ../nbs/42_llava.ipynb #31682260
 import re
 from pathlib import Path
 import numpy as np, pandas as pd
 from .chat import LETTERS, by_letter
-from .core import PathgenError, need, pick_device, read_json, read_table, rng, write_metrics, write_text
+from .core import PathgenError, need, pick_device, read_json, read_table, rng, write_metrics
 
 # %% ../nbs/42_llava.ipynb #95be10f2
 REQUESTS = ("Describe this image.", "What does this image show?", "Give a short caption of this patch.", "Sum up what is seen here.",
@@ -215,20 +215,11 @@ def card_text(
     return "\n".join(["A PathGen-LLaVA of pathgen. "+", ".join(parts), "", ORIGIN.get(painted, f"**Partly synthetic**: {painted:.0%} of its images are painted by the phantom of pathgen."),
         "For research only, never for diagnosis.", "", "Taught:", "", *taught, "", "On conversations of other patients:", "", "| number | value | |", "|---|---:|---|", *numbers])
 
-def put_in_card(
-    folder, # Of a model
-    text:str, # Markdown
-):
-    "Put a text behind the name, in place of the trainer's."
-    file, name = Path(folder)/"README.md", f"# {Path(folder).name}\n"
-    new, n = re.subn(rf"(?s)(?<=^{re.escape(name)}).*?(?=^(?:Its parts|Load it):)", lambda m: f"\n{text}\n\n", file.read_text(), count=1, flags=re.M)
-    if not n: raise PathgenError(f"{file} is no card of pathgen: remove {file.parent} and train the model again")
-    write_text(new, file)
-
 # %% ../nbs/42_llava.ipynb #708f2c66
 def run_llava(data, seed, device, name, clip, start, instruct, val, captions_shown, image_px, align_epochs, align_lr, epochs, lr,
               batch, accumulate, checkpointing, processes):
     "The whole stage: lessons, a model in data/models, and its letters on patients it did not see."
+    from pathgen.lmm import write_card
     from pathgen.sets import named_model
     data = Path(data)
     read = {f:read_conversations(data/f, data) for f in instruct}
@@ -244,5 +235,5 @@ def run_llava(data, seed, device, name, clip, start, instruct, val, captions_sho
     if len(quiz): m |= dict(letters_right=float(quiz.right.mean()), words_right=float(words_right(model, held_out, data).mean()))
     m |= surprise(model, held_out, data)
     llm = Path(start).name if start and Path(start).is_dir() else start
-    put_in_card(data/"models"/name, card_text(tower, llm, align, read, m))
+    write_card(model, data/"models"/name, card_text(tower, llm, align, read, m))
     return dict(model=model, losses=losses, quiz=quiz, metrics=write_metrics(name, m, data))
