@@ -299,7 +299,7 @@ def _about(role, provider, data, metrics): # What the card of an agent says of i
     real = "" if not (Path(data)/"phantom").is_dir() else " Weights trained on synthetic tissue know nothing about real tissue."
     t = side_by_side(metrics).dropna().round(3)
     rows = "\n".join(["| on phantom slides that no training saw | agent | builtin |", "|---|---|---|", *(f"| {k} | {r.agent} | {r.builtin} |" for k,r in t.iterrows())])
-    return f"An agent for the role `{role}`. What it was taught was written by {provider.partition('@')[0]} about pairs of PathGen_init.{real}" + (f"\n\n{rows}" if len(t) else "")
+    return f"An agent for the role `{role}`. Its lessons are about pairs of PathGen_init, in the words of the provider `{provider.partition('@')[0]}`.{real}" + (f"\n\n{rows}" if len(t) else "")
 
 # %% ../nbs/35_train_agent.ipynb #f6a86394
 def run_train_agent(data, seed, device, workers, max_failed, max_requests, role, provider, pairs, mpp, clip, start, image_px, align_epochs, epochs, batch,

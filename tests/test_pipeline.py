@@ -99,6 +99,33 @@ def test_same_run_writes_the_same_bytes(smoke, stage):
     assert before and {n: d for n,(d,_) in files(smoke.data/folder).items()}==before
     assert (smoke.data/f'runs/{name}.ipynb').read_bytes()==executed
 
+def test_the_trained_agents_do_the_work_of_their_stages(smoke, tmp_path, monkeypatch):
+    "On one slide, each by its agent of the run; words are put into the mouth of the reviser, which babbles after so short a training: one operation fits, the other is refused and counted."
+    from pathgen import chat, describe, lmm, revise, summarize
+    patches = pd.read_parquet(smoke.data/'patches.parquet')
+    one = patches[patches.slide_id==patches.slide_id[patches.kept].iloc[0]]
+    one.to_parquet(tmp_path/'patches.parquet')
+    for f in ('patches', 'phantom', 'slides.parquet'): (tmp_path/f).symlink_to(smoke.data/f)
+    agent, generate = lambda role: f'hf:{smoke.data}/models/{role}', lmm.Lmm.generate
+    says = lambda self, *a: ['delete: cartilage; add: mucin' if self.name.endswith('revise') else s for s in generate(self, *a)]
+    monkeypatch.setattr(lmm.Lmm, 'generate', says)
+    how = dict(data=tmp_path, workers=2, max_failed=1., device='cpu')
+    said = describe.run_describe(provider=agent('describe'), seed=0, mpp_if_missing=None, **how)[0].set_index('patch_id')
+    revised = revise.run_revise(provider=agent('revise'), seed=0, mpp_if_missing=None, trials_per_slide=1, **how)[0].set_index('patch_id')
+    captions = summarize.run_summarize(provider=agent('summarize'), **how)[0].set_index('patch_id')
+    for role, df in ((describe.DESCRIBE, said), (revise.REVISE, revised), (summarize.SUMMARISE, captions)):
+        name = role.stage or role.name
+        folder = smoke.data/'models'/name
+        told = dict(provider=agent(name), model=lmm.weights_hash(folder), prompt_hash=role.prompt_hash, decoding='greedy, 256 tokens at most')
+        assert len(df) and (df[list(told)]==pd.Series(told)).all(axis=None) and df.text.str.strip().ne('').all(), name
+    failed = {f: len(pd.read_parquet(p)) for f in ('descriptions','revisions','captions') if (p := tmp_path/f'text/{f}_failed.parquet').exists()}
+    assert len(said) + failed.get('descriptions', 0)==one.kept.sum() and len(captions) + sum(failed.values())==one.kept.sum()
+    for r in revised.itertuples():
+        ops = [revise.Operation(**o) for o in json.loads(r.edits)]
+        assert revise.carry_out(said.text[r.Index], ops)[0]==r.text and r.refused==1 and [o.after for o in ops]==['mucin']
+    assert json.loads((tmp_path/'metrics/revise.json').read_text())['refused']==revised.refused.sum()
+    assert (captions.n_tokens<=77).all() and captions.text.map(summarize.count_tokens).eq(captions.n_tokens).all()
+
 CLUSTER = '''
 import os, shutil, subprocess, sys, threading, time, psutil, yaml
 from importlib import import_module
