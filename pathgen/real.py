@@ -6,8 +6,8 @@ Docs: https://pathgen.github.io/pathgen/real.html.md"""
 
 # %% auto #0
 __all__ = ['EXPECTED', 'PROMPTS', 'MODELS', 'LABELLED', 'ZERO_SHOT', 'PROBED', 'NONE', 'read_tiles', 'judge_tiles',
-           'zero_shot_tiles', 'gather', 'says_gleason', 'kept_of_gold', 'beside_agents', 'show_beside', 'labelled_sets',
-           'run_real']
+           'zero_shot_tiles', 'gather', 'says_gleason', 'kept_of_gold', 'beside_agents', 'show_beside', 'by_words',
+           'by_labels', 'run_real']
 
 # %% ../nbs/34_real.ipynb #9cbee445
 import re
@@ -145,15 +145,21 @@ def show_beside(
     return f"<table><tr><th>patch</th><th>builtin caption</th><th>trained agents: described, then revised</th><th>their caption</th></tr>{rows}</table>"
 
 # %% ../nbs/34_real.ipynb #d42a6d6c
-def labelled_sets(
+def by_words(
     data, # Root of the run on real slides
-)->pd.DataFrame: # Index title, model; images, chance, zero_shot, shots, probe (mean of the seeds), probe_sd, cut
-    "Zero-shot classification and linear probes of labelled real images, model by model."
-    zero = read_table(Path(data)/"eval/zeroshot_summary.parquet").query("prompts == 'more'")
+)->pd.DataFrame: # Index title, model, prompts; split, images, chance, accuracy, low, high (95% interval)
+    "Zero-shot classification of labelled real images, by the larger set of prompts and by those of Table 12."
+    zero = read_table(Path(data)/"eval/zeroshot_summary.parquet").rename(columns=dict(n="images"))
+    return zero.set_index(["title","model","prompts"])[["split","images","chance","accuracy","low","high"]].sort_index()
+
+def by_labels(
+    data, # Root of the run on real slides
+)->pd.DataFrame: # Index title, cut, model; mean accuracy of the seeds, a column a shot count, and by the paper's protocol at the last
+    "Linear probes of labelled real images."
     runs = read_table(Path(data)/"eval/fewshot.parquet")
-    last = runs[runs.shots == runs.groupby("set").shots.transform("max")].groupby(["title","model"])
-    probe = last.agg(shots=("shots","first"), probe=("accuracy","mean"), probe_sd=("accuracy","std"), cut=("cut","first"))
-    return zero.set_index(["title","model"])[["n","chance","accuracy"]].set_axis(["images","chance","zero_shot"], axis=1).join(probe, how="outer")
+    table = runs.pivot_table(index=["title","cut","model"], columns="shots", values="accuracy")
+    last = runs[runs.shots == runs.groupby("set").shots.transform("max")].groupby(["title","cut","model"])
+    return table.assign(paper_protocol=last.paper_protocol.mean())
 
 # %% ../nbs/34_real.ipynb #1e68b8cf
 def run_real(data, device, model, tiles, per_class, gold, numbers):
