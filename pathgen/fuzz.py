@@ -593,22 +593,22 @@ def try_params(
     root, # Root of the project
 )->list: # kind, mutant, stage, outcome, line
     "Spoil each parameter of params.yaml in every way, and judge."
-    from pathgen.cli import BASE, check_base, check_params, parameters, stages
+    from pathgen.cli import BASE, check_params, parameters, stages
     from pathgen.core import read_params
     params, nbs, rows = read_params(Path(root)/"params.yaml"), stages(root), []
     takes = {s: parameters(nbs[s]) for s in nbs if s in params}
     def judge(kind, stage, section, key, own):
-        line = tried(lambda: check_params(stage, params | {section: own}, nbs[stage]) if stage else check_base(own))
+        line = tried(lambda: check_params(stage, params | {section: own}, nbs[stage]))
         rows.append((kind, f"{section}.{key}", "params", "refused" if f"{section}.{key}" in line and "\n" not in line else "violation", line))
     def spoil_key(stage, section, key, says):
         own = params[section]
         rest = {k: v for k, v in own.items() if k != key}
-        if stage: judge("left out", stage, section, key, rest)
+        judge("left out", stage, section, key, rest)
         judge("misspelt", stage, section, key + key[-1], rest | {key + key[-1]: own[key]})
         for v in wrong_values(*says): judge("wrong value", stage, section, key, own | {key: v})
     for s in takes:
         for key in params[s]: spoil_key(s, s, key, takes[s][key])
-    for key in params["base"]: spoil_key(next((s for s in takes if key in takes[s]), None), "base", key, BASE[key])
+    for key in params["base"]: spoil_key(next((s for s in takes if key in takes[s]), "slides"), "base", key, BASE[key])
     return rows
 
 # %% ../nbs/82_fuzz.ipynb #d55c5bda
