@@ -137,9 +137,9 @@ def show_beside(
     from PIL import Image
     from pathgen.chat import data_url
     from pathgen.revise import mark_changes
-    image = lambda r: data_url(np.asarray(Image.open(Path(data)/"patches"/r.slide_id/f"{r.patch_id}.jpg").resize((144,144))), 70)
+    image = lambda r: data_url(np.asarray(Image.open(Path(data)/"patches"/r.slide_id/f"{r.patch_id}.jpg").resize((112,112))), 55)
     edits = lambda r: (mark_changes(r.described, r.revised) if r.revised else escape(r.described or NONE)) + (f" <i>({r.refused} operations refused)</i>" if r.refused else "")
-    cells = lambda r: (f'<img width="144" src="{image(r)}">', escape(r.builtin), edits(r), escape(r.caption or NONE))
+    cells = lambda r: (f'<img width="112" src="{image(r)}">', escape(r.builtin), edits(r), escape(r.caption or NONE))
     td = lambda c: f'<td style="text-align:left;vertical-align:top">{c}</td>'
     rows = "".join(f"<tr>{''.join(map(td, cells(r)))}</tr>" for r in df.itertuples())
     return f"<table><tr><th>patch</th><th>builtin caption</th><th>trained agents: described, then revised</th><th>their caption</th></tr>{rows}</table>"
