@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent/'shared/data'
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 from pathgen.warm import warm_kernels
 
 def tracked(root=ROOT):
