@@ -658,7 +658,6 @@ def teach(
     texts=(), # More texts that a new tokenizer is to know
     eyes:bool=True, # Without a CLIP, keep the eyes of a start that sees; else take its language model alone
     processes:int=1, # Processes that train together, each on a GPU of its own
-    text:str="", # What the model card says besides start and parts: data, metrics
     **kw, # batch, accumulate, checkpointing of `train_lmm`
 )->tuple: # the model, losses of each lesson
     "Train a model, or load it if it is trained already."
@@ -674,7 +673,7 @@ def teach(
         talks = Talks(m, *_numbered(rows, data, m.px))
         ls = train_lmm(m, talks, out/"checkpoints"/f"{key}-{k}", parts, epochs, lr=lr, seed=seed, desc=f"{out.name} {k+1}/{len(lessons)}", processes=processes, **kw)
         losses.append([round(l, 4) for l in ls])
-    save_lmm(m, out, role, " ".join(filter(None, [taught_by(len(every), start, clip), text])))
+    save_lmm(m, out, role, taught_by(len(every), start, clip))
     write_json(dict(key=key, losses=losses), record)
     shutil.rmtree(out/"checkpoints", ignore_errors=True)
     return load_lmm(out, device), losses

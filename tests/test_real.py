@@ -44,3 +44,14 @@ def test_an_agent_that_says_nothing_good_leaves_no_caption_and_the_next_is_not_a
     assert df.described.notna().all() and df.revised.isna().all() and df.caption.isna().all() and asked[2].heard == []
     assert real.show_beside(df, tmp_path).count(real.NONE) == 2
     with pytest.raises(PathgenError, match="describe is missing"): real.beside_agents(tmp_path, tmp_path/"elsewhere", n=1)
+
+def test_no_prompt_set_and_no_shot_count_is_left_out(tmp_path):
+    zero = [dict(title="LC-Lung", model=m, prompts=p, split="all", n=9, chance=1/3, accuracy=.5, low=.4, high=.6) for m in ("clip","clip_init") for p in ("more","table12")]
+    write_table(pd.DataFrame(zero), tmp_path/"eval/zeroshot_summary.parquet")
+    few = [dict(set=s, title=s, model=m, cut="by group", shots=k, seed=i, accuracy=k/10+i/100, paper_protocol=k/10+.05+i/100)
+           for s,most in (("a",2), ("b",4)) for m in ("clip","histogram") for k in (1, 2, 4) if k <= most for i in (0, 2)]
+    write_table(pd.DataFrame(few), tmp_path/"eval/fewshot.parquet")
+    assert len(real.by_words(tmp_path)) == 4 and real.by_words(tmp_path).loc[("LC-Lung","clip","table12"), ["split","images","low","high"]].tolist() == ["all", 9, .4, .6]
+    t = real.by_labels(tmp_path)
+    assert len(t) == 4 and t.loc[("a","by group","clip"), [1, 2, "paper_protocol"]].tolist() == pytest.approx([.11, .21, .26]) and t[4].isna().sum() == 2
+    assert t.loc[("b","by group","histogram"), [4, "paper_protocol"]].tolist() == pytest.approx([.41, .46]), "the protocol at the largest count of the set"
