@@ -3,7 +3,7 @@ import contextlib, os, shutil, signal, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-import pytest
+import pytest, yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent/'shared/data'
@@ -44,7 +44,7 @@ def sh(*cmd, cwd, check=True, timeout=1200):
     if check and r.returncode: pytest.fail(f"{' '.join(map(str, cmd))} ended with {r.returncode}:\n{r.stdout[-6000:]}", pytrace=False)
     return r.stdout if check else r
 
-BESIDE = ['smoke', 'examples'] # Fixtures of what runs beside the tests, one after the other; tests of the last one come last
+BESIDE = ['smoke', 'site', 'campaign', 'examples'] # Fixtures of what runs beside the tests, one after the other; tests of the last one come last
 
 def pytest_collection_modifyitems(items): items.sort(key=lambda i: max((1+BESIDE.index(f) for f in i.fixturenames if f in BESIDE), default=0))
 
@@ -59,16 +59,33 @@ def beside(cmd, cwd, log, living):
     living.append(p)
     return p.wait(), log.read_text(errors='replace')
 
+def good(job):
+    "What a command beside the tests said, if it ended well."
+    ended, text = job.result(3600)
+    if ended: pytest.fail(f"it ended with {ended}:\n{text[-6000:]}", pytrace=False)
+    return text
+
+def small_tree(dst):
+    "A copy of the working tree with a profile that takes seconds: two small slides of one organ."
+    p = yaml.safe_load((copy_tree(dst)/'profiles/smoke.yaml').read_text())
+    p['phantom'] |= dict(organs=['colon'], patients=2, slide_px=2016, pairs_pathcap=12, pairs_quilt=12, pairs_openpath=12)
+    p['chaos'] |= dict(profile='../params.yaml', kills=4, targets=['tile','reports'], warm=False)
+    (dst/'params.yaml').write_text(yaml.safe_dump(p, sort_keys=False))
+    return dst
+
 @pytest.fixture(scope='session', autouse=True)
 def started(warm, request, tmp_path_factory):
-    "The smoke profile and the examples of the notebooks, running beside the tests from the first one on if a test looks at them."
+    "The fixtures of `BESIDE`, running beside the tests from the first one on if a test looks at them."
     folder, living, names = tmp_path_factory.mktemp('beside'), [], {f for i in request.session.items for f in i.fixturenames}
-    pool, told = ThreadPoolExecutor(1), SimpleNamespace(tree=folder/'tree')
+    pool, told = ThreadPoolExecutor(1), SimpleNamespace(tree=folder/'tree', small=folder/'small')
+    def start(name, cmd, cwd): setattr(told, name, pool.submit(beside, cmd, cwd, folder/f'{name}.log', living))
     if 'smoke' in names:
         copy_tree(told.tree)
         sh('pathgen', 'profile', 'smoke', cwd=told.tree)
-        told.smoke = pool.submit(beside, ['dvc', 'repro'], told.tree, folder/'smoke.log', living)
-    if 'examples' in names: told.examples = pool.submit(beside, ['nbdev-test', '--n-workers', '1', '--timing'], ROOT, folder/'examples.log', living)
+        start('smoke', ['dvc', 'repro'], told.tree)
+    if 'site' in names: start('site', [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '.', '_build/html'], told.tree/'docs')
+    if 'campaign' in names: start('campaign', ['pathgen', 'run', 'chaos'], small_tree(told.small))
+    if 'examples' in names: start('examples', ['nbdev-test', '--n-workers', '1', '--timing'], ROOT)
     yield told
     pool.shutdown(wait=False, cancel_futures=True)
     for p in living:
@@ -76,10 +93,22 @@ def started(warm, request, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def smoke(started):
-    "A tree in which the smoke profile has run, and its log."
-    ended, text = started.smoke.result(3600)
-    if ended: pytest.fail(f"dvc repro ended with {ended}:\n{text[-6000:]}", pytrace=False)
+    "A tree in which the smoke profile has run, and its log; nothing works in it any more."
+    text = good(started.smoke)
+    if hasattr(started, 'site'): started.site.result(3600)
     return SimpleNamespace(tree=started.tree, data=started.tree/'data', log=text)
+
+@pytest.fixture(scope='session')
+def site(smoke, started):
+    "The folder of the site that was built of the smoke run."
+    good(started.site)
+    return started.tree/'docs/_build/html'
+
+@pytest.fixture(scope='session')
+def campaign(started):
+    "A small tree in which a campaign of kills has run."
+    good(started.campaign)
+    return started.small
 
 @pytest.fixture(scope='session')
 def examples(started):

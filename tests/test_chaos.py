@@ -1,32 +1,24 @@
 "Kill and relaunch: a small campaign, two runs at once, Ctrl-C, what killed writers leave behind."
 import json, os, platform, re, signal, subprocess, sys, time
-import pandas as pd, pytest, yaml
-from conftest import ROOT, copy_tree, sh
+import pandas as pd, pytest
+from conftest import ROOT, sh, small_tree
 from pathgen import chaos, core
 
 @pytest.fixture(scope='module')
-def tree(tmp_path_factory):
-    "A copy of the tree with a profile that takes seconds: two small slides of one organ."
-    tree = copy_tree(tmp_path_factory.mktemp('chaos')/'tree')
-    p = yaml.safe_load((tree/'profiles/smoke.yaml').read_text())
-    p['phantom'] |= dict(organs=['colon'], patients=2, slide_px=2016, pairs_pathcap=12, pairs_quilt=12, pairs_openpath=12)
-    p['chaos'] |= dict(profile='../params.yaml', kills=4, targets=['tile','reports'], warm=False)
-    (tree/'params.yaml').write_text(yaml.safe_dump(p, sort_keys=False))
-    return tree
+def tree(tmp_path_factory): return small_tree(tmp_path_factory.mktemp('chaos')/'tree')
 
 def half_written(folder):
     "Names of temporary files and workshops in `folder`."
     return [str(p) for p in folder.rglob('*') if '.tmp' in p.name]
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tree):
-    sh('pathgen', 'run', 'chaos', cwd=tree)
-    m = json.loads((tree/'data/metrics/chaos.json').read_text())
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(campaign):
+    m = json.loads((campaign/'data/metrics/chaos.json').read_text())
     assert m['kills'] >= 3 and m['stages']==4 and m['stages_hit'] >= 3 and m['files_compared'] > 50 and m['items'] >= 4, m
-    differ = [chaos.compare(f/'calm', f/'storm') for f in (tree/'data/chaos').glob('*')]
+    differ = [chaos.compare(f/'calm', f/'storm') for f in (campaign/'data/chaos').glob('*')]
     assert not any(m[k] for k in ('files_different', 'leftovers', 'items_done_again', 'processes_left')), (m, differ)
-    runs = pd.read_csv(tree/'data/metrics/chaos.csv')
-    assert runs.kill.notna().sum()==m['kills'] and not (tree/'data/chaos').exists()
+    runs = pd.read_csv(campaign/'data/metrics/chaos.csv')
+    assert runs.kill.notna().sum()==m['kills'] and not (campaign/'data/chaos').exists()
 
 @pytest.mark.parametrize('name', ['short', 'deep'*20])
 def test_workers_get_a_temporary_folder_whose_path_is_short_enough_for_sockets(tmp_path, name):

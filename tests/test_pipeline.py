@@ -167,14 +167,12 @@ def test_a_cluster_gives_the_same_bytes(smoke):
         assert digests(smoke.tree/'ray')==digests(smoke.data) and digests(smoke.data), name
     shutil.rmtree(smoke.tree/'ray')
 
-def test_site_builds_with_the_outputs_of_the_run(smoke):
-    sh(sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '.', '_build/html', cwd=smoke.tree/'docs')
-    html = smoke.tree/'docs/_build/html'
-    assert (html/'index.html').exists() and 'tile' in (html/'searchindex.js').read_text()
-    assert list((html/'_images').glob('*.png'))
-    assert (html/'select.html').read_text().count('<img') > 6, 'examples keep their figures, which a run passes over'
+def test_site_builds_with_the_outputs_of_the_run(site):
+    assert (site/'index.html').exists() and 'tile' in (site/'searchindex.js').read_text()
+    assert list((site/'_images').glob('*.png'))
+    assert (site/'select.html').read_text().count('<img') > 6, 'examples keep their figures, which a run passes over'
     outside = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+')
-    assert not [m for p in html.glob('*.html') for m in outside.findall(p.read_text())], 'the site must work offline'
+    assert not [m for p in site.glob('*.html') for m in outside.findall(p.read_text())], 'the site must work offline'
 
 def test_changed_parameter_runs_what_depends_on_it(smoke):
     "`revise` measures on fewer patches and writes the same texts, so `summarize` stays; `pairs` cuts smaller shards."
