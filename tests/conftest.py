@@ -37,11 +37,13 @@ def own(tree):
     env.pop('IN_TEST', None)
     return env
 
+def fail(cmd, ended, text): pytest.fail(f"{' '.join(map(str, cmd))} ended with {ended}:\n{text[-12000:]}", pytrace=False)
+
 def sh(*cmd, cwd, check=True, timeout=1200):
     "Run a command of the environment in the tree `cwd`; returns its output, both streams."
     r = subprocess.run([str(c) for c in cmd], cwd=cwd, env=own(cwd), stdin=subprocess.DEVNULL, timeout=timeout,
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-    if check and r.returncode: pytest.fail(f"{' '.join(map(str, cmd))} ended with {r.returncode}:\n{r.stdout[-6000:]}", pytrace=False)
+    if check and r.returncode: fail(cmd, r.returncode, r.stdout)
     return r.stdout if check else r
 
 BESIDE = ['smoke', 'site', 'campaign', 'examples'] # Fixtures of what runs beside the tests, one after the other; tests of the last one come last
@@ -54,15 +56,15 @@ def warm():
     with warm_kernels() if sys.platform.startswith('linux') else contextlib.nullcontext(): yield
 
 def beside(cmd, cwd, log, living):
-    "Run a command with its output in a file, in a process group that `living` keeps; returns its status and what it said."
+    "Run a command with its output in a file, in a process group that `living` keeps; returns it, its status and what it said."
     with open(log, 'wb') as f: p = subprocess.Popen(cmd, cwd=cwd, env=own(cwd), stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
     living.append(p)
-    return p.wait(), log.read_text(errors='replace')
+    return cmd, p.wait(), log.read_text(errors='replace')
 
 def good(job):
     "What a command beside the tests said, if it ended well."
-    ended, text = job.result(3600)
-    if ended: pytest.fail(f"it ended with {ended}:\n{text[-6000:]}", pytrace=False)
+    cmd, ended, text = job.result(3600)
+    if ended: fail(cmd, ended, text)
     return text
 
 def small_tree(dst):
@@ -77,8 +79,8 @@ def small_tree(dst):
 def started(warm, request, tmp_path_factory):
     "The fixtures of `BESIDE`, running beside the tests from the first one on if a test looks at them."
     folder, living, names = tmp_path_factory.mktemp('beside'), [], {f for i in request.session.items for f in i.fixturenames}
-    pool, told = ThreadPoolExecutor(1), SimpleNamespace(tree=folder/'tree', small=folder/'small')
-    def start(name, cmd, cwd): setattr(told, name, pool.submit(beside, cmd, cwd, folder/f'{name}.log', living))
+    pool, told = ThreadPoolExecutor(1), SimpleNamespace(tree=folder/'tree', small=folder/'small', jobs={})
+    def start(name, cmd, cwd): told.jobs[name] = pool.submit(beside, cmd, cwd, folder/f'{name}.log', living)
     if 'smoke' in names:
         copy_tree(told.tree)
         sh('pathgen', 'profile', 'smoke', cwd=told.tree)
@@ -94,27 +96,26 @@ def started(warm, request, tmp_path_factory):
 @pytest.fixture(scope='session')
 def smoke(started):
     "A tree in which the smoke profile has run, and its log; nothing works in it any more."
-    text = good(started.smoke)
-    if hasattr(started, 'site'): started.site.result(3600)
+    text = good(started.jobs['smoke'])
+    if 'site' in started.jobs: started.jobs['site'].result(3600)
     return SimpleNamespace(tree=started.tree, data=started.tree/'data', log=text)
 
 @pytest.fixture(scope='session')
 def site(smoke, started):
     "The folder of the site that was built of the smoke run."
-    good(started.site)
+    good(started.jobs['site'])
     return started.tree/'docs/_build/html'
 
 @pytest.fixture(scope='session')
 def campaign(started):
     "A small tree in which a campaign of kills has run."
-    good(started.campaign)
+    good(started.jobs['campaign'])
     return started.small
 
 @pytest.fixture(scope='session')
 def examples(started):
-    "What `nbdev-test` says of the examples in the notebooks, and its status."
-    ended, text = started.examples.result(3600)
-    return SimpleNamespace(ended=ended, text=text)
+    "The job that runs the examples in the notebooks."
+    return started.jobs['examples']
 
 @pytest.fixture(scope='session')
 def real():
