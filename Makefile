@@ -8,6 +8,7 @@ SHELL   := /bin/bash
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PYTHONDONTWRITEBYTECODE := # Empty: each module is compiled once, by the first run that imports it
 
 .PHONY: help env repro real test calibrate lab docs render bench seeds chaos fuzz clean
 .DEFAULT_GOAL := help
@@ -24,7 +25,7 @@ $(READY): requirements.txt pyproject.toml
 	@echo "Installing the environment into $(VENV)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@python -m pip install -q --disable-pip-version-check uv
-	@uv pip sync -q --compile-bytecode requirements.txt
+	@uv pip sync -q requirements.txt
 	@uv pip install -q --no-deps -e .
 	@touch $@
 
