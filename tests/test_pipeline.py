@@ -148,7 +148,7 @@ def kill_one():
 threading.Thread(target=kill_one, daemon=True).start()
 for stage in "tile embed select describe".split():
     run = getattr(import_module(f"pathgen.{stage}"), f"run_{stage}")
-    base = dict(data="../ray", engine=address, workers=2, max_failed=0, item_minutes=5, item_gb=8)
+    base = dict(data="../ray", engine=address, workers=2 if stage in ("tile", "embed") else 1, max_failed=0, item_minutes=5, item_gb=8)
     if stage in ("select", "describe"): base["seed"] = params["base"]["seed"]
     if stage in ("embed", "select"): base["device"] = "cpu"
     run(**base, **params[stage])
