@@ -101,6 +101,7 @@ def embed_slide(
 ):
     "Encode the patches of one slide and write their bag."
     bag = read_bag(item["bag"], features=False)
+    if bag.coords is None: raise PathgenError(f"{item['bag']} holds no coords of patches: delete it and run `pathgen run tile`")
     px = patch_px(bag.attrs, item["bag"])
     with open_slide(item["path"], item["mpp"]) as slide:
         f = embed_patches(slide, bag.coords, px, clip, batch, threads)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import PathgenError, read_json
+from .core import PathgenError, one_line, read_json
 
 # %% ../nbs/01_findings.ipynb #33b264df
 _british = [("tumou?r", "tumou?r"), ("ha?em(?=orr|at|osi)", "ha?em"), ("o?edema", "o?edema"),
@@ -396,6 +396,11 @@ PARTS = dict(ground=1, epithelium=2, lumen=3, mucin=4, necrosis=5) # 0 is glass
 CELLS = dict(lymphocytes=1, hemorrhage=2) # Concept shown by a kind of cell: its bit
 
 # %% ../nbs/01_findings.ipynb #0532f186
+def _raster(path): # An image as an array
+    from PIL import Image
+    try: return np.array(Image.open(path))
+    except OSError as e: raise PathgenError(f"{path} cannot be read ({one_line(e)}): delete it and run `pathgen run phantom`") from e
+
 @dataclass
 class Truth:
     "The known content of one synthetic slide."
@@ -408,14 +413,13 @@ class Truth:
     @classmethod
     def load(cls, folder, slide_id):
         "Read the truth of `slide_id` from `folder`."
-        from PIL import Image
         f = Path(folder)
         if not (f/f"{slide_id}.json").exists():
             raise PathgenError(f"{f/slide_id}.json: no truth of this slide; run `pathgen run phantom`")
         names = [f/f"{slide_id}{n}.png" for n in ("",".artefacts",".painted")]
         gone = [n for n in names if not n.exists()]
         if gone: raise PathgenError(f"{gone[0]}: is missing; run `pathgen run phantom` again")
-        return cls(slide_id, read_json(f/f"{slide_id}.json"), *(np.array(Image.open(n)) for n in names))
+        return cls(slide_id, read_json(f/f"{slide_id}.json"), *map(_raster, names))
 
     @cached_property
     def rasters(self): return {} # concept to where it is shown, filled by `patch`

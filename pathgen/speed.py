@@ -501,6 +501,7 @@ def training_rate(
     train = lambda k: fit(clip, ims[:k*batch], texts[:k*batch], batch=batch, lr=1e-5)
     t = take_turns(dict(short=lambda: train(1), long=lambda: train(steps)), rounds=2).median()
     seconds = (t.long-t.short)/(steps-1)
+    if seconds <= 0: raise PathgenError(f"{steps} steps of {arch} took no longer than one: this machine is too busy to be measured; run `pathgen run speed` again")
     return dict(trained_per_second=batch/seconds, training_share_of_peak=operations(lambda: train(1))/seconds/matrix_peak(device))
 
 # %% ../nbs/80_speed.ipynb #07d1c52f

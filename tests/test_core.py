@@ -48,6 +48,15 @@ def threads(item, path):
     from threadpoolctl import threadpool_info
     core.write_json([os.environ["OMP_NUM_THREADS"], *(p["num_threads"] for p in threadpool_info())], path)
 
+def test_a_temporary_folder_too_deep_for_the_sockets_of_workers_is_named(tmp_path, monkeypatch):
+    how = dict(workers=1, item_gb=2)
+    monkeypatch.setattr(core.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(core, "DEEPEST", len(str(tmp_path)))
+    assert core.each(misbehave, "x", tmp_path/"fits", str, ".txt", **how)==["x"]
+    monkeypatch.setattr(core, "DEEPEST", len(str(tmp_path))-1)
+    with pytest.raises(core.PathgenError, match=f"{tmp_path}: the path is too long .* set TMPDIR to a folder of at most {core.DEEPEST} bytes"):
+        core.each(misbehave, "x", tmp_path/"deep", str, ".txt", **how)
+
 def test_workers_share_the_cores(tmp_path):
     core.each(threads, ["a"], tmp_path, str, ".json", item_minutes=1)
     share, *used = core.read_json(tmp_path/"a.json")

@@ -104,6 +104,11 @@ def test_a_bag_of_another_level_without_the_side_at_level_0_is_named(root, model
     assert go(root, model).slide_id.tolist() == ["A"]
     assert "B.h5 does not tell the side of its patches" in read_table(root/"features/errors.parquet").error[0]
 
+def test_a_bag_without_coords_is_named(root, model):
+    with h5py.File(root/"tiles/B.h5", "w") as h: h.attrs["patch_size_level0"] = 224
+    assert go(root, model).slide_id.tolist() == ["A"]
+    assert "B.h5 holds no coords of patches: delete it" in read_table(root/"features/errors.parquet").error[0]
+
 def test_a_model_that_another_took_the_place_of_is_loaded_anew(root, tmp_path):
     put = lambda seed: str(save_clip(build_clip(seed=seed, device="cpu"), tmp_path/"one"))
     go(root, put(1))

@@ -98,6 +98,11 @@ def test_a_patch_shows_what_was_painted_in_it(truth):
     assert "normal_glands" not in edge and edge["necrosis"] is False
     assert truth.patch(30000, 30000, 512) == NONE | dict(mitoses=False)
 
+def test_a_truth_whose_picture_is_cut_off_names_it(truth, tmp_path):
+    p = tmp_path/"S.artefacts.png"
+    p.write_bytes(p.read_bytes()[:60])
+    with pytest.raises(PathgenError, match=r"S\.artefacts\.png cannot be read \(.*\): delete it and run `pathgen run phantom`"): Truth.load(tmp_path, "S")
+
 def test_a_pattern_needs_its_mark_in_view(truth):
     assert truth.patch(768, 0, 512)["cribriform"] is True         # two lumina
     assert "cribriform" not in truth.patch(768, 768, 512)         # one: it might be anything
