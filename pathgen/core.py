@@ -395,8 +395,9 @@ def _own_worker(threads, minutes, gb): # The worker that a process of the cluste
 
 _KEPT = contextlib.ExitStack()
 
-def _on_cluster(cwd, threads, minutes, gb, job): # Do a job in a process of the cluster
+def _on_cluster(cwd, may_leave, threads, minutes, gb, job): # Do a job in a process of the cluster
     os.chdir(cwd)
+    os.environ[DEIDENTIFIED] = may_leave
     return _outcome(_own_worker(threads, minutes, gb)(*job), minutes)
 
 def _join(address, cpus): # Start a Ray cluster on this machine, or join the one at an address
@@ -405,11 +406,13 @@ def _join(address, cpus): # Start a Ray cluster on this machine, or join the one
         raise PathgenError(f"base.engine is {address}: it takes local, ray, or the address of a Ray cluster such as 10.0.0.1:6379")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address=="ray": os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
-    try: import ray
+    try:
+        import ray
+        from ray.job_config import JobConfig
     except ImportError as e: raise PathgenError("base.engine needs Ray, which is not installed: uv pip install -e '.[cluster]'") from e
     own = dict(num_cpus=cpus, include_dashboard=False, object_store_memory=10**8)
-    path = os.pathsep.join([str(Path(pathgen.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    try: ray.init(**own if address=="ray" else dict(address=address), runtime_env=dict(env_vars={"PYTHONPATH":path, DEIDENTIFIED:str(deidentified()).lower()}),
+    code = [str(Path(pathgen.__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    try: ray.init(**own if address=="ray" else dict(address=address), job_config=JobConfig(code_search_path=code[::-1]),
                   log_to_driver=False, logging_level="error")
     except Exception as e:
         hint = "is this machine too busy?" if address=="ray" else "is it up, and does it want RAY_AUTH_MODE and RAY_AUTH_TOKEN?"
@@ -420,7 +423,7 @@ def _join(address, cpus): # Start a Ray cluster on this machine, or join the one
 def _cluster(address, n, threads, minutes, gb, gpus): # Yields a function that has a Ray cluster do a job
     ray = _join(address, n*threads)
     task = ray.remote(_on_cluster).options(num_cpus=threads, num_gpus=gpus, max_retries=3)
-    try: yield lambda *job: task.remote(os.getcwd(), threads, minutes, gb, job).future()
+    try: yield lambda *job: task.remote(os.getcwd(), str(deidentified()).lower(), threads, minutes, gb, job).future()
     finally: ray.shutdown()
 
 # %% ../nbs/00_core.ipynb #2dc7fd57
