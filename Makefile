@@ -46,7 +46,7 @@ real: $(READY) ## Run on slides of one's own: profiles/real.yaml, or PROFILE=NAM
 	@$(if $(PROFILE),,mkdir -p data/runs && cp data/real/runs/34_real.ipynb data/runs/)
 
 test: $(READY) ## Check notebooks, examples, tests and the smoke profile end to end
-	@echo "Repository, modules, and beside them the smoke profile end to end (dvc repro), the site, a small campaign of kills and the examples in the notebooks (nbdev-test)"
+	@echo "Repository, modules, and beside them the smoke profile end to end (dvc repro), the site, four stages on a cluster, a small campaign of kills and the examples in the notebooks (nbdev-test)"
 	@python -m pytest tests/test_repo.py tests/test_params.py tests
 
 calibrate: $(READY) ## Fit the builtin readers anew to phantom slides of their own

@@ -46,7 +46,7 @@ def sh(*cmd, cwd, check=True, timeout=1200):
     if check and r.returncode: fail(cmd, r.returncode, r.stdout)
     return r.stdout if check else r
 
-BESIDE = ['smoke', 'site', 'campaign', 'examples'] # Fixtures of what runs beside the tests, one after the other; tests of the last one come last
+BESIDE = ['smoke', 'site', 'cluster', 'campaign', 'examples'] # Fixtures of what runs beside the tests, one after the other; tests of the last one come last
 
 def pytest_collection_modifyitems(items): items.sort(key=lambda i: max((1+BESIDE.index(f) for f in i.fixturenames if f in BESIDE), default=0))
 
@@ -86,6 +86,7 @@ def started(warm, request, tmp_path_factory):
         sh('pathgen', 'profile', 'smoke', cwd=told.tree)
         start('smoke', ['dvc', 'repro'], told.tree)
     if 'site' in names: start('site', [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', '.', '_build/html'], told.tree/'docs')
+    if 'cluster' in names: start('cluster', [sys.executable, 'tests/cluster.py'], told.tree)
     if 'campaign' in names: start('campaign', ['pathgen', 'run', 'chaos'], small_tree(told.small))
     if 'examples' in names: start('examples', ['nbdev-test', '--n-workers', '1', '--timing'], ROOT)
     yield told
@@ -97,7 +98,8 @@ def started(warm, request, tmp_path_factory):
 def smoke(started):
     "A tree in which the smoke profile has run, and its log; nothing works in it any more."
     text = good(started.jobs['smoke'])
-    if 'site' in started.jobs: started.jobs['site'].result(3600)
+    for job in ('site', 'cluster'):
+        if job in started.jobs: started.jobs[job].result(3600)
     return SimpleNamespace(tree=started.tree, data=started.tree/'data', log=text)
 
 @pytest.fixture(scope='session')
@@ -105,6 +107,12 @@ def site(smoke, started):
     "The folder of the site that was built of the smoke run."
     good(started.jobs['site'])
     return started.tree/'docs/_build/html'
+
+@pytest.fixture(scope='session')
+def cluster(started):
+    "What the stages on a cluster printed."
+    pytest.importorskip('ray')
+    return good(started.jobs['cluster'])
 
 @pytest.fixture(scope='session')
 def campaign(started):
