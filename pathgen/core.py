@@ -6,9 +6,9 @@ Docs: https://pathgen.github.io/pathgen/core.html.md"""
 
 # %% auto #0
 __all__ = ['MADE_BY', 'NEEDED', 'DEIDENTIFIED', 'DEEPEST', 'PathgenError', 'OutputError', 'writing', 'atomic', 'flush', 'digest',
-           'file_digest', 'need', 'write_table', 'read_table', 'one_line', 'write_text', 'write_json', 'read_json',
-           'write_metrics', 'read_params', 'rng', 'split_by', 'pick_device', 'terminal', 'progress', 'ahead', 'peak_gb',
-           'deidentified', 'may_show', 'alone', 'each', 'keep_good']
+           'file_digest', 'need', 'is_painted', 'write_table', 'read_table', 'one_line', 'write_text', 'write_json',
+           'read_json', 'write_metrics', 'read_params', 'rng', 'split_by', 'pick_device', 'terminal', 'progress',
+           'ahead', 'peak_gb', 'deidentified', 'may_show', 'alone', 'each', 'keep_good']
 
 # %% ../nbs/00_core.ipynb #433151f0
 import contextlib, errno, functools, hashlib, inspect, json, os, platform, re, shutil, sys, tempfile
@@ -125,6 +125,14 @@ def need(
     stage = next((MADE_BY[k] for p in (path,path.parent) for k in ("/".join(p.parts[-2:]),p.name) if k in MADE_BY), None)
     mend = f"run `pathgen run {stage}` first" if stage else "check the path in params.yaml"
     raise PathgenError(f"{path} is missing: {mend}")
+
+# %% ../nbs/00_core.ipynb #a17b9587
+def is_painted(
+    name:str, # Id of a slide, or an image below the root
+)->bool:
+    "Whether the phantom painted it: its slides are called `PHTM-...`, the other images lie below `phantom`."
+    parts = Path(name).parts
+    return parts[:1]==("phantom",) or any(p.startswith("PHTM-") for p in parts)
 
 # %% ../nbs/00_core.ipynb #ea858d67
 def write_table(

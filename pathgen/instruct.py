@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 import numpy as np, pandas as pd
 from pydantic import BaseModel
-from .core import (PathgenError, digest, each, need, one_line, progress, read_table, rng, write_json,
+from .core import (PathgenError, digest, each, is_painted, need, one_line, progress, read_table, rng, write_json,
                           write_metrics, write_table, write_text)
 from .chat import CHOICE, DIALOGUE, SPREAD, Role, allow, ask_many, builtin, data_url, lettered, provenance, put_choice, unaided
 from .findings import CONCEPTS, Truth, claims
@@ -784,7 +784,7 @@ def write_card(
     path, # README.md
 ):
     "The README of the data set."
-    painted = df.slide_id.str.startswith("PHTM-").mean()
+    painted = df.slide_id.map(is_painted).mean()
     n = df.groupby(["kind","split"]).agg(rounds=("question","size"), images=("patch_id","nunique")).reset_index()
     lines = [f"| {r.kind} | {r.split} | {r.rounds:,} | {r.images:,} |" for r in n.itertuples()]
     write_text(CARD.format(origin=ORIGIN.get(painted, "**Partly synthetic**: slides PHTM-... are painted."), n=len(df),

@@ -6,14 +6,14 @@ Docs: https://pathgen.github.io/pathgen/llava.html.md"""
 
 # %% auto #0
 __all__ = ['REQUESTS', 'ORIGIN', 'captions', 'read_conversations', 'train_llava', 'letters_right', 'words_right', 'surprise',
-           'covered', 'evidence', 'show_answer', 'is_painted', 'card_text', 'run_llava']
+           'covered', 'evidence', 'show_answer', 'card_text', 'run_llava']
 
 # %% ../nbs/42_llava.ipynb #31682260
 import re
 from pathlib import Path
 import numpy as np, pandas as pd
 from .chat import LETTERS, by_letter
-from .core import PathgenError, need, pick_device, read_json, read_table, rng, write_metrics
+from .core import PathgenError, is_painted, need, pick_device, read_json, read_table, rng, write_metrics
 
 # %% ../nbs/42_llava.ipynb #95be10f2
 REQUESTS = ("Describe this image.", "What does this image show?", "Give a short caption of this patch.", "Sum up what is seen here.",
@@ -187,13 +187,6 @@ def show_answer(
 # %% ../nbs/42_llava.ipynb #7f318cbd
 ORIGIN = {1:"**Synthetic**: every image it was taught with is painted by the phantom of pathgen. It knows nothing about real tissue.",
     0:"Its images are not from the phantom of pathgen; their licence applies."}
-
-def is_painted(
-    file:str, # An image below the root
-)->bool:
-    "Whether an image comes from the phantom."
-    parts = Path(file).parts
-    return parts[0] == "phantom" or any(p.startswith("PHTM-") for p in parts)
 
 def card_text(
     tower, # Name of the CLIP whose tower sees; None without

@@ -578,8 +578,12 @@ def _auto(config): # Classes that open a model of this configuration, and whethe
 def weights_hash(
     path, # Folder of a model
 )->str:
-    "A digest of the weights in a folder."
-    return digest([file_digest(p) for p in sorted(Path(path).glob("*.safetensors"))])
+    "A digest of the weights in a folder; files that stay as they are, are read once."
+    return _digest_of(tuple((p, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino) for p in sorted(Path(path).glob("*.safetensors"))))
+
+@functools.lru_cache
+def _digest_of(files): # Of paths, each with what changes when its file does
+    return digest([file_digest(p) for p,*_ in files])
 
 @contextlib.contextmanager
 def _config(name): # What a model is built as; whatever fails while it is opened ends in one line

@@ -7,16 +7,16 @@ Docs: https://pathgen.github.io/pathgen/pairs.html.md"""
 # %% auto #0
 __all__ = ['META', 'STOP', 'FILES', 'image_fault', 'jpeg_path', 'join', 'arrange', 'plain', 'add_file', 'write_shard',
            'write_shards', 'file_ids', 'released_form', 'llava_form', 'words_of', 'telling', 'statistics',
-           'draw_sources', 'draw_lengths', 'draw_words', 'draw_findings', 'stats_figure', 'is_synthetic', 'origin_text',
-           'table', 'card_counts', 'card_words', 'card', 'glass', 'candidates', 'pick', 'gallery', 'draw_pair',
-           'as_jpeg', 'run_pairs', 'write_gallery', 'check_left_out', 'authors']
+           'draw_sources', 'draw_lengths', 'draw_words', 'draw_findings', 'stats_figure', 'origin_text', 'table',
+           'card_counts', 'card_words', 'card', 'glass', 'candidates', 'pick', 'gallery', 'draw_pair', 'as_jpeg',
+           'run_pairs', 'write_gallery', 'check_left_out', 'authors']
 
 # %% ../nbs/33_pairs.ipynb #4220fae0
 import functools, io, json, re, tarfile
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import (PathgenError, atomic, each, file_digest, one_line, progress, read_table, rng,
+from .core import (PathgenError, atomic, each, file_digest, is_painted, one_line, progress, read_table, rng,
                           split_by, write_json, write_metrics, write_table, write_text)
 from .findings import claims
 
@@ -261,18 +261,12 @@ def stats_figure(
     return fig
 
 # %% ../nbs/33_pairs.ipynb #dd095903
-def is_synthetic(
-    slide_id:str, # Id of a slide
-)->bool:
-    "Whether a slide is painted by the phantom."
-    return slide_id.startswith("PHTM-")
-
 def origin_text(
     df:pd.DataFrame, # Index
 )->str:
     "Which of the slides are real, in a sentence."
     slides = df.slide_id.drop_duplicates()
-    n, total = int(slides.map(is_synthetic).sum()), len(slides)
+    n, total = int(slides.map(is_painted).sum()), len(slides)
     if n==total: return (f"**Synthetic.** All {n} slides are painted by the phantom of `pathgen`. They "
         "look like H&E and their content is known, but no patient stands behind them: use these "
         "pairs to test methods, never to train a model for tissue.")
@@ -419,7 +413,7 @@ def gallery(
     axs = fig.subplots(lines, cols, squeeze=False, gridspec_kw=grid)
     for ax in axs.flat: ax.axis("off")
     for ax,r in zip(axs.flat, rows.itertuples()): draw_pair(ax, r, Path(data))
-    made = ", painted by the phantom" if rows.slide_id.map(is_synthetic).all() else ""
+    made = ", painted by the phantom" if rows.slide_id.map(is_painted).all() else ""
     text = f"{len(rows)} of {len(df):,} pairs from {df.source.nunique()} tissue sources{made}"
     fig.text(.01, .995, text, fontsize=10, va="top", color="#555555")
     return fig

@@ -12,7 +12,7 @@ __all__ = ['MEMORY', 'PROMPTS', 'read_index', 'Shards', 'asserted', 'train', 'cr
 from pathlib import Path
 import io, json, os, re, tarfile
 import numpy as np, pandas as pd
-from .core import (PathgenError, digest, file_digest, need, one_line, read_json, rng, write_json,
+from .core import (PathgenError, digest, file_digest, is_painted, need, one_line, read_json, rng, write_json,
     write_metrics)
 from .findings import parse
 from .clip import Files, build_clip, class_vectors, fit, has_hf, load_clip, save_clip, save_hf, square, torchrun
@@ -235,7 +235,7 @@ def painted(
     shards, # Paths of tar files
 )->float: # 0 to 1
     "The share of pairs that the phantom painted, by the facts beside them."
-    by_phantom = lambda f: str(f.get("slide_id", "")).startswith("PHTM-") or str(f.get("image", "")).startswith("phantom/")
+    by_phantom = lambda f: any(is_painted(str(f.get(k, ""))) for k in ("slide_id","image"))
     made = []
     for p in dict.fromkeys(shards):
         with tarfile.open(p) as tar: made += [by_phantom(json.load(tar.extractfile(m))) for m in tar if m.name.endswith(".json")]
