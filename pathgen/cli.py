@@ -431,9 +431,11 @@ def warm(
     import signal
     from pathgen.warm import warm_kernels
     with warm_kernels():
+        p, asked = None, []
+        signal.signal(signal.SIGTERM, lambda *_: asked.append(p and p.terminate()))
         p = subprocess.Popen(cmd)
         signal.signal(signal.SIGINT, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: p.terminate())
+        if asked: p.terminate()
         status = p.wait()
     raise typer.Exit(status if status>=0 else 128-status)
 
