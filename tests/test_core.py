@@ -40,9 +40,12 @@ def test_memory_that_is_lacking_without_a_bound_names_the_workers(tmp_path):
     core.each(starved, "a", tmp_path, str, ".txt", max_failed=1)
     assert pd.read_parquet(tmp_path/"errors.parquet").error[0].startswith("not enough memory: lower base.workers (MemoryError")
 
+COLD = "import sys; from pathlib import Path; from test_core import core, misbehave; core.each(misbehave, 'abc', Path(sys.argv[1]), str, '.txt', item_gb=.001)"
+
 def test_a_bound_no_worker_can_start_under_is_named(tmp_path):
-    with pytest.raises(core.PathgenError, match="raise base.item_gb"):
-        core.each(misbehave, "abc", tmp_path, str, ".txt", item_gb=.001)
+    "In a process of its own, whose workers have imported nothing yet."
+    said = subprocess.run([sys.executable, "-c", COLD, str(tmp_path)], env=ENV, stderr=subprocess.PIPE, text=True, timeout=120).stderr
+    assert said.splitlines()[-1].endswith("PathgenError: the workers end before they begin: raise base.item_gb or lower base.workers"), said
 
 def threads(item, path):
     from threadpoolctl import threadpool_info
