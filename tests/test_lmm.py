@@ -119,7 +119,7 @@ def test_two_processes_that_are_killed_go_on_to_the_arithmetic_of_one(tmp_path):
     env = os.environ | dict(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT/'tests'}", PATHGEN_PROGRESS=str(tmp_path/"progress"))
     p = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path, env=env, start_new_session=True)
     half = tmp_path/"cut/checkpoint-6/trainer_state.json"
-    while not half.exists(): assert p.poll() is None; time.sleep(.05)
+    while not (half.exists() and half.read_text().rstrip().endswith("}")): assert p.poll() is None; time.sleep(.05)
     os.killpg(p.pid, signal.SIGKILL); p.wait()
     while members(tmp_path/"cut"): time.sleep(.1)
     assert not (tmp_path/"cut/end").exists(), "they write no longer when their caller is gone"
