@@ -248,7 +248,7 @@ def strike(
         if k is None: finish(p, log)
         gone, stayed = kill(p, tree, moments.everything[k]) if k is not None else (np.nan,0)
     finally: put_down_all(tree)
-    rows[-1] |= dict(kill=k, gone_after=gone, stayed=stayed, locks_cut=len(cut),
+    rows[-1] |= dict(kill=np.nan if k is None else k, gone_after=gone, stayed=stayed, locks_cut=len(cut),
         items=len(before), done_again=done_again(before, items(tree/"data")))
     return pd.DataFrame(rows).assign(launch=n)
 

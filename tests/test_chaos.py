@@ -20,6 +20,14 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(campaign)
     runs = pd.read_csv(campaign/'data/metrics/chaos.csv')
     assert runs.kill.notna().sum()==m['kills'] and not (campaign/'data/chaos').exists()
 
+def test_a_last_launch_that_finds_nothing_to_do_ends_the_campaign(tmp_path, monkeypatch):
+    monkeypatch.setattr(chaos, 'clone', lambda tree, profile: (tree/'data').mkdir(parents=True))
+    moments = pd.DataFrame(dict(stage=['tile'], fraction=[0.], everything=[True]))
+    command = ['bash', '-c', """sleep .1; [ -e done ] || { touch done; echo "Running stage 'tile':"; sleep 60; }"""]
+    runs = chaos.run_storm(tmp_path, None, dict(tile=1.), moments, command)
+    last = runs.groupby('launch').tail(1).merge(moments[['everything']], left_on='kill', right_index=True, how='left')
+    assert last.stage.tolist()==['tile', ''] and last.everything.tolist()[0] is True and last.kill.isna().tolist()==[False, True], runs
+
 @pytest.mark.parametrize('name', ['short', 'deep'*20])
 def test_workers_get_a_temporary_folder_whose_path_is_short_enough_for_sockets(tmp_path, name):
     tree = tmp_path/name/'calm'
