@@ -23,7 +23,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(campaign)
 def test_a_last_launch_that_finds_nothing_to_do_ends_the_campaign(tmp_path, monkeypatch):
     monkeypatch.setattr(chaos, 'clone', lambda tree, profile: (tree/'data').mkdir(parents=True))
     moments = pd.DataFrame(dict(stage=['tile'], fraction=[0.], everything=[True]))
-    command = ['bash', '-c', """sleep .1; [ -e done ] || { touch done; echo "Running stage 'tile':"; sleep 60; }"""]
+    command = ['bash', '-c', """sleep 1; [ -e done ] || { touch done; echo "Running stage 'tile':"; sleep 60; }"""]
     runs = chaos.run_storm(tmp_path, None, dict(tile=1.), moments, command)
     last = runs.groupby('launch').tail(1).merge(moments[['everything']], left_on='kill', right_index=True, how='left')
     assert last.stage.tolist()==['tile', ''] and last.everything.tolist()[0] is True and last.kill.isna().tolist()==[False, True], runs
