@@ -6,10 +6,10 @@ Docs: https://pathgen.github.io/pathgen/revise.html.md"""
 
 # %% auto #0
 __all__ = ['REVISE', 'SEPARATOR', 'HEAD', 'GROUPS', 'COLUMNS', 'TRIALS', 'Operation', 'Revision', 'say_operations',
-           'read_operations', 'sentences', 'unfold', 'fold', 'apply', 'carry_out', 'rivals', 'words_of', 'inverse',
-           'inject', 'changed', 'break_by_rule', 'mend', 'second_look', 'proposals', 'revise_by_measure', 'put_right',
-           'trials', 'outcome', 'revise_slide', 'revise_items', 'revise_inputs', 'compare', 'revise_metrics',
-           'run_revise', 'mark_changes', 'show_trials', 'plot_revision']
+           'read_operations', 'say_revision', 'read_revision', 'sentences', 'unfold', 'fold', 'apply', 'carry_out',
+           'rivals', 'words_of', 'inverse', 'inject', 'changed', 'break_by_rule', 'mend', 'second_look', 'proposals',
+           'revise_by_measure', 'put_right', 'trials', 'outcome', 'revise_slide', 'revise_items', 'revise_inputs',
+           'compare', 'revise_metrics', 'run_revise', 'mark_changes', 'show_trials', 'plot_revision']
 
 # %% ../nbs/31_revise.ipynb #271b1c83
 import functools, json, re
@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from .core import PathgenError, digest, each, file_digest, keep_good, one_line, read_table, rng, write_metrics, write_table
 from .chat import BREAK, Misfit, Role, allow, ask, ask_many, at_work, builtin, provenance
 from .findings import Truth, claims, outweigh, parse, precision_recall, score
-from .morphometry import (FRAMES, PHRASES, group, join, load_rules, logistic, logit, measure, measured_by, phrase,
+from .morphometry import (FRAMES, PHRASES, bare, group, join, load_rules, logistic, logit, measure, measured_by, phrase,
                                  read_patch, second_chances, slide_stains)
 
 # %% ../nbs/31_revise.ipynb #33beb220
@@ -35,7 +35,7 @@ class Revision(BaseModel):
     operations: list[Operation] = Field([], description="what corrects the description; none where it is right")
 
 REVISE = Role("revise", "A histopathology image from {source}. Its description reads: {text} What must be added, deleted or edited?",
-              Revision, private=True, read=lambda answer: dict(operations=read_operations(answer)))
+              Revision, private=True, read=lambda answer: dict(operations=read_revision(answer)))
 
 def say_operations(
     operations:list, # Of `Operation`
@@ -56,6 +56,21 @@ def read_operations(
         if op not in ("add","delete","edit") or not before or (op == "edit") != bool(to): raise ValueError(f"{s[:40]!r} is no operation")
         out.append(dict(op=op, before="" if op == "add" else before, after=before if op == "add" else after))
     return out
+
+def say_revision(
+    seen:list, # Findings in the image, ids
+    operations:list, # Of `Operation`
+)->str: # Such as "seen: mucin. do: delete: a solid growth pattern"
+    "What a trained agent answers: what it sees, then what is to be done about the text."
+    return f"seen: {', '.join(map(bare, seen)) or 'nothing'}. do: {say_operations(operations)}"
+
+def read_revision(
+    answer:str, # As `say_revision` writes
+)->list: # Of dict
+    "The operations of an answer, or a `ValueError`."
+    seen, do, operations = answer.partition(" do: ")
+    if not do or not seen.startswith("seen: "): raise ValueError(f"{answer[:40]!r} does not say what is seen and what is to be done")
+    return read_operations(operations)
 
 # %% ../nbs/31_revise.ipynb #7f5c173e
 SEPARATOR = re.compile(r",\s+(?:(?:and|or)\s+)?|\s+(?:and|or)\s+")

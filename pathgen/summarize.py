@@ -350,7 +350,9 @@ def measure_captions(
     counts = [kept_share(texts[p], t) for p,t in zip(captions.patch_id, captions.text)]
     kept, n = np.array(counts).T
     words = captions.text.str.split().str.len()
+    right = [organ(t) == organ(texts[p]) for p,t in zip(captions.patch_id, captions.text)]
     return dict(captions=len(captions), within_77=(captions.n_tokens<=LIMIT).mean(),
+                organs_kept=np.mean(right),
                 findings_kept=kept.sum()/max(n.sum(), 1), findings_per_caption=kept.mean(),
                 findings_per_description=n.mean(), words_mean=words.mean(),
                 tokens_mean=captions.n_tokens.mean(), cut=captions.cut.mean(), distinct=captions.text.nunique()/len(captions))

@@ -20,7 +20,7 @@ from .describe import DESCRIBE, describe_items, describe_slide, flat_metrics, gr
 from .findings import claims, outweigh
 from .morphometry import PHRASES, chances, decide, describe_findings, load_rules, measure, measured_by, pertinent
 from .revise import (GROUPS, REVISE, Operation, apply, compare, inverse, mark_changes, mend, read_operations, revise_metrics,
-                            revise_slide, rivals, say_operations)
+                            revise_slide, rivals, say_operations, say_revision)
 from .summarize import ORGANS, SUMMARISE, caption_slide, measure_captions, organ
 
 # %% ../nbs/35_train_agent.ipynb #c61d3f2a
@@ -114,11 +114,12 @@ def way_back(
     return o if told and read_operations(say_operations([o])) == [o.model_dump()] else None
 
 def _spoilt(r, op, answer): # A row of `spoil`
-    row = dict(pair_id=r.pair_id, image=r.image, op=op, right=r.text, text=r.text, way="nothing", error=None)
+    answered = lambda ops: say_revision(sorted(c for c,v in claims(r.text).items() if v), ops)
+    row = dict(pair_id=r.pair_id, image=r.image, op=op, right=r.text, text=r.text, way=answered([]), error=None)
     if op == "none": return row
     if isinstance(answer, PathgenError): return row | dict(text=None, error=one_line(answer))
     o = way_back(answer.value, r.text)
-    return row | dict(text=answer.value.text, way=say_operations([o]) if o else None, error=None if o else UNMENDED)
+    return row | dict(text=answer.value.text, way=answered([o]) if o else None, error=None if o else UNMENDED)
 
 def spoil(
     df, # Rows of `enhanced`
@@ -310,11 +311,11 @@ def run_train_agent(data, seed, device, workers, max_failed, max_requests, role,
     allow(ENHANCE, provider)
     data, chat = Path(data), dict(cache=str(Path(data)/"chat"), max_requests=max_requests, device=device)
     out = data/"models"/role
-    start = start or (str(data/"models/describe") if role == "revise" else None)
+    start = start or (str(data/"models/describe") if role != "describe" else None)
     lessons, owed = _lessons_of(role, data, seed, workers, max_failed, provider, pairs, mpp, epochs, lr, align_epochs, align_lr, start is None, chat)
     sees = clip or data/"models/clip_init" if role == "describe" else None
     agent, losses = teach(lessons, out, data, sees, start, image_px, seed, pick_device(device), dict(role=PARTS[role].name, prompt_hash=PARTS[role].prompt_hash),
-                          processes=processes, batch=batch, accumulate=accumulate, checkpointing=checkpointing)
+                          eyes=role != "summarize", processes=processes, batch=batch, accumulate=accumulate, checkpointing=checkpointing)
     m = dict(conversations=len(lessons[-1][0]), loss=float(np.mean(losses[-1][-20:]))) | owed
     items = _tested(role, data, test_per_slide, seed)
     said, tests = {}, dict(describe=measure_describe, revise=measure_revise, summarize=measure_summarize)[role]

@@ -107,7 +107,7 @@ def test_the_trained_agents_do_the_work_of_their_stages(smoke, tmp_path, monkeyp
     one.to_parquet(tmp_path/'patches.parquet')
     for f in ('patches', 'phantom', 'slides.parquet'): (tmp_path/f).symlink_to(smoke.data/f)
     agent, generate = lambda role: f'hf:{smoke.data}/models/{role}', lmm.Lmm.generate
-    says = lambda self, *a: ['delete: cartilage; add: mucin' if self.name.endswith('revise') else s for s in generate(self, *a)]
+    says = lambda self, *a: ['seen: mucin. do: delete: cartilage; add: mucin' if self.name.endswith('revise') else s for s in generate(self, *a)]
     monkeypatch.setattr(lmm.Lmm, 'generate', says)
     how = dict(data=tmp_path, workers=2, max_failed=1., device='cpu')
     said = describe.run_describe(provider=agent('describe'), seed=0, mpp_if_missing=None, **how)[0].set_index('patch_id')

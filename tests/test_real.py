@@ -8,7 +8,7 @@ from pathgen.revise import REVISE
 from pathgen.summarize import SUMMARISE
 from test_describe import folder
 
-SAYS = dict(describe="The field shows mucin and mature adipocytes.", revise="delete: mucin; delete: cartilage", summarize="Mature adipocytes.")
+SAYS = dict(describe="The field shows mucin and mature adipocytes.", revise="seen: adipocytes. do: delete: mucin; delete: cartilage", summarize="Mature adipocytes.")
 ROLES = dict(describe=DESCRIBE, revise=REVISE, summarize=SUMMARISE)
 
 class Agent:

@@ -42,7 +42,7 @@ def test_three_agents_and_their_numbers(root, taught):
         assert m["conversations"] == len(r["lessons"][-1][0]) and np.isfinite(m["loss"]) and not r["said"], "there is no phantom to be tested on"
         assert m["teacher_failed"] == 0 == m.get("unmended", 0) and ("unmended" in m) == (role == "revise")
         card = (root/"models"/role/"README.md").read_text()
-        assert "license: apache-2.0" in card and f"starting from {'describe' if role == 'revise' else 'random weights'}" in card and f"role `{role}`" in card
+        assert "license: apache-2.0" in card and f"starting from {'random weights' if role == 'describe' else 'describe'}" in card and f"role `{role}`" in card
         assert "million weights, a language model (llama, 3 layers)" in card and "synthetic" not in card and ("a tower that sees (clip_vision_model, 112 px)" in card) == (role != "summarize")
     assert [len(l) for l in taught["describe"]["losses"]] == [2, 2]
 
@@ -64,7 +64,7 @@ def test_every_answer_of_the_revise_agent_leads_back(root, taught):
         ops = [Operation(**o) for o in REVISE.read(r["answer"])["operations"]]
         assert len(ops) == 1 and claims(text) not in right and claims(apply(text, ops[0])) in right
 
-SAYS = dict(describe="The field shows mature adipocytes.", summarize="Mature adipocytes.", revise="delete: mature adipocytes; add: mucin")
+SAYS = dict(describe="The field shows mature adipocytes.", summarize="Mature adipocytes.", revise="seen: mucin. do: delete: mature adipocytes; add: mucin")
 
 @pytest.mark.parametrize("folder,role", dict(describe=DESCRIBE, summarize=SUMMARISE, revise=REVISE).items())
 def test_an_agent_goes_to_work_by_its_folder_with_its_prompt_alone(root, taught, folder, role, monkeypatch):
