@@ -189,3 +189,13 @@ def test_the_budget_suffices_for_the_first_try_of_every_endpoint(name):
 @pytest.mark.parametrize('stage', cli.OWN_ROOT)
 def test_a_stage_that_needs_a_root_of_its_own_is_refused_without(stage, monkeypatch):
     assert f'{stage}.data is missing' in refused(stage, 'data', monkeypatch, remove=True)
+
+@pytest.mark.parametrize('name', PARAMS)
+def test_agents_that_a_run_trains_are_there_before_they_work(name):
+    stages, p = yaml.safe_load((ROOT/'dvc.yaml').read_text())['stages'], PARAMS[name]
+    trained = {o if isinstance(o, str) else [*o][0]: s for s,v in stages.items() for o in v['outs']}
+    for stage in ('describe','revise','summarize'):
+        folder = f'data/models/{stage}'
+        assert trained[folder]==f'{stage}_train' and folder in stages[stage]['deps']
+        if p[stage]['provider']!='builtin' and not p[stage]['provider'].startswith('openai:'): assert p[stage]['provider']==f'hf:../{folder}'
+    assert 'data/models/describe' in stages['revise_train']['deps'] and 'data/models/describe' in stages['summarize_train']['deps']
