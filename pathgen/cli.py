@@ -11,8 +11,8 @@ __all__ = ['SHARED', 'OWN_ROOT', 'BASE', 'app', 'CHECKS', 'COLOURS', 'STEPS', 'O
            'check_all', 'began', 'run_stage', 'command', 'params_file', 'run', 'warm', 'profiles', 'profile',
            'check_python', 'check_packages', 'check_machine', 'input_paths', 'check_inputs', 'check_endpoints',
            'check_tools', 'doctor', 'maybe', 'origin', 'slide_axes', 'draw_slide', 'truth_axes', 'patch_text',
-           'draw_patch', 'show', 'slide_text', 'seed_table', 'check_recorded', 'seed_tree', 'run_seed', 'numbers',
-           'other_seeds', 'seeds', 'main']
+           'draw_patch', 'show', 'slide_text', 'seed_table', 'check_recorded', 'seed_tree', 'recipe', 'run_seed',
+           'numbers', 'other_seeds', 'seeds', 'main']
 
 # %% ../nbs/90_cli.ipynb #074d4b83
 import ast, contextlib, functools, inspect, json, os, re, subprocess, sys, time
@@ -821,19 +821,33 @@ def seed_tree(
     return tree
 
 # %% ../nbs/90_cli.ipynb #f21bdcc5
+def recipe(
+    root:Path, # Root of a project, or of a clone of it, whose run is recorded in dvc.lock
+)->str: # Digest
+    "What made the numbers of a run: command, code and parameters of every stage, but for the seed."
+    from pathgen.core import digest
+    recorded = yaml.safe_load((root/"dvc.lock").read_text())["stages"]
+    code = lambda s: {d["path"]:d["md5"] for d in s.get("deps", ()) if not d["path"].startswith("data/")}
+    told = lambda s: {k:v for k,v in s.get("params", {}).get("params.yaml", {}).items() if k != "base.seed"}
+    return digest({name:[s["cmd"], code(s), told(s)] for name,s in recorded.items()})
+
 def run_seed(
     seed:int, # Of the run
     root:Path, # Root of the project
     jobs:int, # Runs at a time
 )->dict: # Stage to its numbers
-    "Run the pipeline with another seed, or go on with such a run."
+    "Run the pipeline with another seed, or go on with such a run, unless its numbers are there."
     from pathgen.chaos import finish, follow, launch, put_down_all, repro
+    from pathgen.core import read_json, write_json
+    record = root/f"data/metrics/seeds/{seed}.json"
+    if record.is_file() and (known := read_json(record))["recipe"] == recipe(root): return known["numbers"]
     tree, log = seed_tree(seed, root), root/f"data/seeds/{seed}.log"
     p = launch(tree, log, ["env", f"OMP_NUM_THREADS={max(1, os.cpu_count()//jobs)}", *repro()])
     try:
         for r in follow(p, log): typer.echo(f"seed {seed}: {r['stage']} {r['end']-r['start']:.0f} s") if r["stage"] else None
     finally: put_down_all(tree)
     finish(p, log)
+    write_json(dict(recipe=recipe(tree), numbers=numbers(tree)), record)
     return numbers(tree)
 
 def numbers(

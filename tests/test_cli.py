@@ -274,10 +274,18 @@ def test_seeds_run_in_clones_that_keep_what_they_ran(tmp_path):
         r = shell(root, "seeds", "--of", of, "--jobs", "2")
         assert r.returncode==0, r.stderr
         assert json.loads((root/"data/metrics/seeds.json").read_text())=={"cut.n":5., "cut.n_sd":0.} | mean
+        assert (root/"data/seeds/5/ran").read_text()=="x"
         (root/"more.txt").write_text(of)
         do(*commit)
-    assert (root/"params.yaml").read_bytes()==before and (root/"data/seeds/5/ran").read_text()=="x"
-    assert (root/"data/seeds/5/more.txt").read_text()=="1,5", "the clone went on to the commit of the second call"
+    shutil.rmtree(root/"data/seeds")
+    assert shell(root, "seeds", "--of", "1").returncode==0 and not (root/"data/seeds").exists(), "its numbers are in git, so it is not run again"
+    (root/"data/metrics/seeds/5.json").unlink()
+    do(*commit)
+    assert shell(root, "seeds", "--of", "5").returncode==0 and (root/"data/seeds/5/more.txt").read_text()=="5"
+    (root/"data/metrics/seeds/5.json").unlink()
+    do(*commit)
+    assert shell(root, "seeds", "--of", "5").returncode==0 and (root/"data/seeds/5/ran").read_text()=="x", "the clone keeps what it ran"
+    assert (root/"params.yaml").read_bytes()==before
     (root/"make.py").write_text("raise SystemExit('broken')")
     r = shell(root, "seeds", "--of", "1")
     assert r.returncode==1 and "first in cut" in r.stderr
