@@ -2,6 +2,7 @@
 import ast, builtins, importlib, json, re, subprocess, sys, tomllib
 import pytest
 from conftest import ROOT, copy_tree, sh, tracked
+from pathgen import cli
 
 NBS = sorted((ROOT/'nbs').glob('*.ipynb'))
 MODULES = sorted(p.stem for p in (ROOT/'pathgen').glob('[a-z]*.py'))
@@ -38,6 +39,10 @@ def test_numbers_of_the_readme_are_those_in_git():
     over = {f'{s}.{k}': [float(x) for x in m.split(' ± ')] for s, k, _, m in rows if m.strip()}
     assert len(over) > 30
     for k, (mean, sd) in over.items(): assert (mean, sd) == pytest.approx((seeds[k], seeds[f'{k}_sd']), rel=.05), k
+
+def test_means_over_seeds_are_those_of_the_runs_in_git():
+    runs = [json.loads(p.read_text())['numbers'] for p in sorted((ROOT/'data/metrics/seeds').glob('*.json'))]
+    assert runs and cli.seed_table([cli.numbers(ROOT), *runs])==json.loads((ROOT/'data/metrics/seeds.json').read_text()), 'pathgen seeds'
 
 @pytest.mark.parametrize('nb', NBS, ids=lambda p: p.stem)
 def test_notebook_is_small_and_whole(nb):
