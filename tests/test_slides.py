@@ -2,7 +2,7 @@
 import hashlib, shutil
 import numpy as np, pandas as pd, pytest, tifffile
 from pathgen.core import PathgenError, read_json, read_table
-from pathgen.slides import run_slides
+from pathgen.slides import run_slides, walk
 from test_wsi import painted, write
 
 NONE = dict(folder=None, reports=None, inventory=None, manifest=None, file_map=None, mpp_override=None, verify="md5",
@@ -33,6 +33,11 @@ def test_folder(tmp_path, lab):
     got = read_table(tmp_path/"data/slides.parquet")
     assert got.columns.tolist()=="slide_id path patient_id source project width height mpp mpp_from objective_power vendor quickhash report_id status error".split()
     assert set(notes.what)=={"unreadable", "duplicate", "no scale", "no report", "no patient"}
+
+def test_a_loop_of_links_is_walked_once(tmp_path, lab):
+    (lab/"batch 2"/"round").symlink_to(lab)
+    files = walk(lab)
+    assert len(files)==6 and len({f.resolve() for f in files})==6, files
 
 def test_same_run_same_bytes(tmp_path, lab):
     for d in "ab": run(tmp_path/d, folder=str(lab))
