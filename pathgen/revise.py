@@ -57,6 +57,7 @@ def read_operations(
         out.append(dict(op=op, before="" if op == "add" else before, after=before if op == "add" else after))
     return out
 
+# %% ../nbs/31_revise.ipynb #663875a1
 def say_revision(
     seen:list, # Findings in the image, ids
     operations:list, # Of `Operation`
