@@ -831,6 +831,7 @@ def recipe(
     told = lambda s: {k:v for k,v in s.get("params", {}).get("params.yaml", {}).items() if k != "base.seed"}
     return digest({name:[s["cmd"], code(s), told(s)] for name,s in recorded.items()})
 
+# %% ../nbs/90_cli.ipynb #811a2cdf
 def run_seed(
     seed:int, # Of the run
     root:Path, # Root of the project
