@@ -19,6 +19,7 @@ from pathgen.wsi import open_slide
 from test_wsi import APERIO, write
 
 P = {s: {k: v for k,v in p.items() if k not in ("model", "also")} for s,p in yaml.safe_load((ROOT/"params.yaml").read_text()).items()}
+P |= {s: P[s] | dict(provider="builtin") for s in ("describe", "revise", "summarize")}
 SAYS = "Sections show infiltrating glands with necrosis. Lymphocytes surround the tumour."
 
 @pytest.fixture(scope="module")

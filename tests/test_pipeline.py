@@ -100,14 +100,15 @@ def test_same_run_writes_the_same_bytes(smoke, stage):
     assert (smoke.data/f'runs/{name}.ipynb').read_bytes()==executed
 
 def test_the_trained_agents_do_the_work_of_their_stages(smoke, tmp_path, monkeypatch):
-    "On one slide, each by its agent of the run; words are put into the mouth of the reviser, which babbles after so short a training: one operation fits, the other is refused and counted."
+    "On one slide, each by its agent of the run; words are put into the mouths of reviser and summariser, which babble after so short a training: one operation fits, the other is refused and counted."
     from pathgen import chat, describe, lmm, revise, summarize
     patches = pd.read_parquet(smoke.data/'patches.parquet')
     one = patches[patches.slide_id==patches.slide_id[patches.kept].iloc[0]]
     one.to_parquet(tmp_path/'patches.parquet')
     for f in ('patches', 'phantom', 'slides.parquet'): (tmp_path/f).symlink_to(smoke.data/f)
     agent, generate = lambda role: f'hf:{smoke.data}/models/{role}', lmm.Lmm.generate
-    says = lambda self, *a: ['seen: mucin. do: delete: cartilage; add: mucin' if self.name.endswith('revise') else s for s in generate(self, *a)]
+    mouth = dict(revise='seen: mucin. do: delete: cartilage; add: mucin', summarize='Mucin is seen.')
+    says = lambda self, *a: [mouth.get(Path(self.name).name, s) for s in generate(self, *a)]
     monkeypatch.setattr(lmm.Lmm, 'generate', says)
     how = dict(data=tmp_path, workers=2, max_failed=1., device='cpu')
     said = describe.run_describe(provider=agent('describe'), seed=0, mpp_if_missing=None, **how)[0].set_index('patch_id')
