@@ -14,7 +14,7 @@ def half_written(folder):
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(campaign):
     m = json.loads((campaign/'data/metrics/chaos.json').read_text())
-    assert m['kills']==3 and m['stages']==3 and m['stages_hit'] >= 2 and m['files_compared'] > 50 and m['items'] >= 4, m
+    assert m['kills']==3 and m['stages']==3 and m['stages_hit'] >= 2 and m['files_compared'] > 50 and m['items'] >= 2, m
     differ = [chaos.compare(f/'calm', f/'storm') for f in (campaign/'data/chaos').glob('*')]
     assert not any(m[k] for k in ('files_different', 'leftovers', 'items_done_again', 'processes_left')), (m, differ)
     runs = pd.read_csv(campaign/'data/metrics/chaos.csv')
