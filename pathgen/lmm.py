@@ -42,7 +42,7 @@ def make_tokenizer(
         additional_special_tokens=["<image>"], chat_template=TEMPLATE, padding_side="left", model_max_length=2048)
 
 # %% ../nbs/05_lmm.ipynb #e66fb6de
-TINY_LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6)
+TINY_LLM = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6, initializer_range=192**-.5)
 
 @contextlib.contextmanager
 def _seeded(seed):
