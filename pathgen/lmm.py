@@ -665,9 +665,9 @@ def teach(
     **kw, # batch, accumulate, checkpointing of `train_lmm`
 )->tuple: # the model, losses of each lesson
     "Train a model, or load it if it is trained already."
-    import shutil
+    import shutil, pathgen.lmm as code
     out, every = Path(out), [r for l in lessons for r in l[0]]
-    key, record = digest(every, [l[1:] for l in lessons], _contents(every, data, clip, start), px, seed, role, texts, kw, *[processes][:processes > 1], *["blind"][:bool(start) and not eyes]), out/"training.json"
+    key, record = digest(file_digest(code.__file__), every, [l[1:] for l in lessons], _contents(every, data, clip, start), px, seed, role, texts, kw, *[processes][:processes > 1], *["blind"][:bool(start) and not eyes]), out/"training.json"
     done = read_json(record) if record.is_file() else {}
     if done.get("key") == key: return load_lmm(out, device), done["losses"]
     record.unlink(missing_ok=True)

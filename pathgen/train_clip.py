@@ -85,10 +85,11 @@ def train(
     **kw, # epochs, batch, lr, wd, warmup of `clip.fit`
 ): # -> the trained Clip, the loss of every step
     "Train a CLIP on shards, or load it if it is trained already."
+    import pathgen.clip, pathgen.train_clip
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
     index = read_index(shards)
     clip = _start(start, arch, seed, device)
-    key = digest(clip.hash, [file_digest(s) for s in shards], seed, processes, denied, kw)
+    key = digest(clip.hash, [file_digest(f) for f in (pathgen.clip.__file__, pathgen.train_clip.__file__, *shards)], seed, processes, denied, kw)
     keep, record = out/f"checkpoint-{key}.pt", out/"training.json"
     done = read_json(record) if record.is_file() else {}
     if done.get("key") == key and (out/"open_clip_model.safetensors").is_file():

@@ -2,7 +2,7 @@
 import json
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from pathgen import chat, train_agent as ta
+from pathgen import chat, lmm, train_agent as ta
 from pathgen.clip import build_clip, save_clip
 from pathgen.core import PathgenError, read_json, read_table, write_table
 from pathgen.describe import DESCRIBE
@@ -51,6 +51,15 @@ def test_a_second_run_trains_nothing(root, taught):
     r = run(root)
     assert before == {p:p.stat().st_mtime_ns for p in (root/"models").rglob("model.safetensors")}
     assert r["losses"] == taught["describe"]["losses"]
+
+def test_an_agent_that_other_code_taught_is_taught_again(root, taught, tmp_path, monkeypatch):
+    (tmp_path/"other.py").write_text("# another way to train")
+    monkeypatch.setattr(lmm, "__file__", str(tmp_path/"other.py"))
+    monkeypatch.setattr(lmm, "train_lmm", lambda *a, **k: pytest.fail("taught again"))
+    before = (root/"models/describe/training.json").read_bytes()
+    try:
+        with pytest.raises(pytest.fail.Exception): run(root)
+    finally: (root/"models/describe/training.json").write_bytes(before)
 
 def test_enhanced_texts_keep_what_captions_say(root, taught):
     df = read_table(root/"agents/enhanced.parquet")

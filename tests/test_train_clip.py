@@ -57,6 +57,14 @@ def test_a_second_run_trains_nothing_and_writes_the_same_bytes(root, monkeypatch
     assert model_files(root) == first
     with pytest.raises(pytest.fail.Exception): T.run_train_clip(root, **(KW | dict(lr=1e-4)))
 
+@pytest.mark.parametrize("module", [C, T])
+def test_a_model_that_other_code_trained_is_trained_again(root, tmp_path, monkeypatch, module):
+    T.run_train_clip(root, **KW)
+    (tmp_path/"other.py").write_text("# another way to train")
+    monkeypatch.setattr(module, "__file__", str(tmp_path/"other.py"))
+    monkeypatch.setattr(T, "fit", lambda *a, **k: pytest.fail("trained again"))
+    with pytest.raises(pytest.fail.Exception): T.run_train_clip(root, **KW)
+
 def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
     T.run_train_clip(root, **KW)
     want = model_files(root)
