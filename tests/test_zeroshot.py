@@ -181,8 +181,8 @@ def test_what_the_page_says_of_the_goals_holds_over_the_seeds():
     of = lambda k: seeds[f'zeroshot.{k}']
     close = lambda a,b: abs(of(a)-of(b)) < max(of(f'{a}_sd'), of(f'{b}_sd'))
     assert 0 < of('mean_pathgen')-of('mean_init') < .068/2 and close('mean_pathgen','mean_init')
-    assert of('sets')-of('sets_won') > 2 >= run['sets']-run['sets_won']
-    assert of('mean_mixed') < of('mean_pathgen') and close('mean_mixed','mean_pathgen') and close('mean_long','mean_pathgen')
+    assert min(of('sets')-of('sets_won'), run['sets']-run['sets_won']) > 2
+    assert 0 < of('mean_mixed')-of('mean_pathgen') < .001 and close('mean_mixed','mean_pathgen') and close('mean_long','mean_pathgen')
     assert seeds['clip_mixed.pairs_seen'] > seeds['clip.pairs_seen']+seeds['clip_pathgen.pairs_seen']
     assert of('mean_pathgen_table12') > of('mean_init_table12') and close('mean_pathgen_table12','mean_init_table12') and run['mean_pathgen_table12'] > run['mean_init_table12']
 
